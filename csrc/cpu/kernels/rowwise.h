@@ -1,0 +1,56 @@
+// Kernels on single rows: layer norm, activations, exp. Written once on the vocabulary.
+#pragma once
+
+#include "cpu/kernel_table.h"
+
+namespace gptx::cpu::GPTX_ISA {
+namespace {
+
+// Calls f(column, lanes) for the vectors of a row of n floats.
+template <class F>
+inline void for_each_vector(size_t n, F f) {
+  for (size_t i = 0; i < n; i += kLanes) f(i, n - i < kLanes ? n - i : kLanes);
+}
+
+// Two passes, as the definition (Ba et al., 2016): the mean first, then the centred squares.
+inline void layer_norm(float* out, const float* x, const float* gain, const float* bias, size_t n,
+                       float epsilon) noexcept {
+  const float count = static_cast<float>(n);
+  const F32x16 zero = broadcast(0.0f);
+  F32x16 sum = zero;
+  for_each_vector(n, [&](size_t i, size_t lanes) { sum = sum + load_first(x + i, lanes); });
+  const F32x16 mean = broadcast(reduce_add(sum) / count);
+  F32x16 squares = zero;
+  for_each_vector(n, [&](size_t i, size_t lanes) {
+    const F32x16 centred = first_lanes(load_first(x + i, lanes) - mean, zero, lanes);
+    squares = fma(centred, centred, squares);
+  });
+  const F32x16 inverse = broadcast(1.0f / __builtin_sqrtf(reduce_add(squares) / count + epsilon));
+  for_each_vector(n, [&](size_t i, size_t lanes) {
+    const F32x16 normal = (load_first(x + i, lanes) - mean) * inverse;
+    store_first(out + i, fma(normal, load(gain + i), load(bias + i)), lanes);
+  });
+}
+
+template <class F>
+inline void map_f32(float* y, const float* x, size_t n, F f) {
+  for_each_vector(n, [&](size_t i, size_t lanes) {
+    store_first(y + i, f(load_first(x + i, lanes)), lanes);
+  });
+}
+
+inline void activate_f32(float* y, const float* x, size_t n, Activation activation) noexcept {
+  switch (activation) {
+    case Activation::kNone: return map_f32(y, x, n, [](F32x16 v) { return v; });
+    case Activation::kGeluNew: return map_f32(y, x, n, [](F32x16 v) { return gelu_new(v); });
+    case Activation::kGelu: return map_f32(y, x, n, [](F32x16 v) { return gelu(v); });
+    case Activation::kRelu: return map_f32(y, x, n, [](F32x16 v) { return relu(v); });
+  }
+}
+
+inline void exp_f32(float* y, const float* x, size_t n) noexcept {
+  map_f32(y, x, n, [](F32x16 v) { return exp(v); });
+}
+
+}  // namespace
+}  // namespace gptx::cpu::GPTX_ISA

@@ -1,0 +1,113 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "core/philox.h"
+
+namespace gptx {
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+bool all_finite(std::span<const float> logits) {
+  bool finite = true;
+  for (const float x : logits) finite &= std::fabs(x) <= std::numeric_limits<float>::max();
+  return finite;
+}
+
+int32_t argmax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace
+
+int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> sequence,
+                        std::span<const int32_t> banned, const SamplingParams& params,
+                        uint64_t position) {
+  if (!all_finite(logits)) return -1;
+  if (params.repetition_penalty != 1.0) penalize(logits, sequence, params.repetition_penalty);
+  for (const int32_t id : banned) logits[static_cast<size_t>(id)] = kNever;
+  if (params.temperature == 0.0) return argmax(logits);
+
+  const size_t k = params.top_k > 0 ? static_cast<size_t>(params.top_k) : logits.size();
+  keep_top_k(logits, std::min(k, logits.size()));
+
+  double top = kNever;
+  for (const Candidate& c : candidates_) top = std::max<double>(top, c.logit);
+  for (Candidate& c : candidates_) c.p = std::exp((c.logit - top) / params.temperature);
+  if (params.top_p < 1.0) keep_top_p(params.top_p);
+  // The most likely token has p = exp(0), so min_p is a share of 1.
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.p < params.min_p; });
+  return draw(philox_uniform(params.seed, position));
+}
+
+void Sampler::penalize(std::span<float> logits, std::span<const int32_t> sequence,
+                       double penalty) {
+  for (const int32_t token : sequence) {
+    const auto id = static_cast<size_t>(token);
+    if (seen_[id]) continue;
+    seen_[id] = true;
+    const double logit = logits[id];
+    logits[id] = static_cast<float>(logit > 0 ? logit / penalty : logit * penalty);
+  }
+  for (const int32_t token : sequence) seen_[static_cast<size_t>(token)] = false;
+}
+
+// Leaves the tokens whose logit is at least the k-th largest, in the order of their ids.
+void Sampler::keep_top_k(std::span<const float> logits, size_t k) {
+  float least = kNever;
+  if (k < logits.size()) {
+    // The k largest so far, the least of them in front.
+    heap_.assign(logits.begin(), logits.begin() + static_cast<ptrdiff_t>(k));
+    std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
+    for (size_t i = k; i < logits.size(); ++i) {
+      if (logits[i] <= heap_.front()) continue;
+      std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
+      heap_.back() = logits[i];
+      std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
+    }
+    least = heap_.front();
+  }
+  candidates_.clear();
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] >= least && logits[i] != kNever) {
+      candidates_.push_back({static_cast<int32_t>(i), logits[i], 0.0});
+    }
+  }
+}
+
+// Leaves the fewest most likely tokens whose probabilities reach top_p, at least one.
+void Sampler::keep_top_p(double top_p) {
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.p;
+  // Tokens this unlikely sum to less than 1 - top_p, so they are out without being sorted.
+  const double least = (1.0 - top_p) * total / static_cast<double>(candidates_.size());
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.p < least; });
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    return a.p != b.p ? a.p > b.p : a.id < b.id;
+  });
+  double sum = 0;
+  size_t kept = 0;
+  while (kept < candidates_.size() && (kept == 0 || sum < top_p * total)) {
+    sum += candidates_[kept++].p;
+  }
+  candidates_.resize(kept);
+  std::sort(candidates_.begin(), candidates_.end(),
+            [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+}
+
+int32_t Sampler::draw(double u) const {
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.p;
+  double rest = u * total;
+  for (const Candidate& c : candidates_) {
+    rest -= c.p;
+    if (rest < 0) return c.id;
+  }
+  return candidates_.back().id;
+}
+
+}  // namespace gptx

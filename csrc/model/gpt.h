@@ -1,0 +1,92 @@
+// GPT-2 (Radford et al., 2019). THE MODEL: what is computed, in the order of the paper; how, where
+// and by how many threads is the backend's.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "model/backend.h"
+#include "model/config.h"
+
+namespace gptx {
+
+template <class B>
+struct BlockWeights {
+  typename B::Norm ln_1;
+  typename B::Linear attn_c_attn;  // [H, (q, k, v), D] <- [C]
+  typename B::Linear attn_c_proj;  // [C] <- [C]
+  typename B::Norm ln_2;
+  typename B::Linear mlp_c_fc;     // [F] <- [C], with the activation
+  typename B::Linear mlp_c_proj;   // [C] <- [F]
+};
+
+template <class B>
+struct GptWeights {
+  typename B::TokenTable wte;      // [V, C]
+  typename B::PositionTable wpe;   // [block_size, C]
+  std::vector<BlockWeights<B>> blocks;
+  typename B::Norm ln_f;
+  typename B::Linear lm_head;      // [V] <- [C]
+};
+
+template <class B>
+struct Activations {
+  typename B::Rows x;       // [T, C], the residual stream
+  typename B::Rows h;       // [T, C], normalized
+  typename B::Rows qkv;     // [T, H, 3, D]
+  typename B::Rows y;       // [T, C], what attention gathered
+  typename B::Rows mlp;     // [T, F]
+  typename B::Rows logits;  // [rows that want them, V]
+};
+
+template <Backend B>
+class Gpt {
+ public:
+  Gpt(const GptConfig& config, GptWeights<B> weights, Activations<B> activations)
+      : config_(config), weights_(std::move(weights)), a_(std::move(activations)) {}
+
+  // Fills `logits` for the rows of the batch that want them, and the KV cache for all.
+  void forward(B& b, const Batch& batch) {
+    b.embed(a_.x, weights_.wte, weights_.wpe, batch);
+    for (size_t layer = 0; layer < config_.n_layer; ++layer) block(b, layer, batch);
+    const size_t rows = batch.logit_rows.size();
+    b.layer_norm(a_.h, a_.x, weights_.ln_f, rows);
+    b.linear(a_.logits, a_.h, weights_.lm_head, rows);
+  }
+
+  typename B::Rows& logits() { return a_.logits; }
+
+ private:
+  void block(B& b, size_t layer, const Batch& batch) {
+    const BlockWeights<B>& w = weights_.blocks[layer];
+    b.layer_norm(a_.h, a_.x, w.ln_1, batch.size());
+    b.linear(a_.qkv, a_.h, w.attn_c_attn, batch.size());
+    b.append_kv(layer, a_.qkv, batch);
+
+    // Beyond the last K and V only rows that want logits matter.
+    const bool last = layer + 1 == config_.n_layer;
+    if (last) b.keep_logit_rows(a_.x, batch);
+    const std::vector<Query>& queries = last ? batch.logit_queries : batch.queries;
+    const size_t rows = last ? batch.logit_rows.size() : batch.size();
+
+    b.attention(a_.y, layer, a_.qkv, queries, batch, attention_scale(layer));
+    b.add_linear(a_.x, a_.y, w.attn_c_proj, rows);
+    b.layer_norm(a_.h, a_.x, w.ln_2, rows);
+    b.linear(a_.mlp, a_.h, w.mlp_c_fc, rows);
+    b.add_linear(a_.x, a_.mlp, w.mlp_c_proj, rows);
+  }
+
+  float attention_scale(size_t layer) const {
+    double scale = 1.0;
+    if (config_.scale_attn_weights) scale /= std::sqrt(static_cast<double>(config_.head_size()));
+    if (config_.scale_attn_by_inverse_layer_idx) scale /= static_cast<double>(layer + 1);
+    return static_cast<float>(scale);
+  }
+
+  GptConfig config_;
+  GptWeights<B> weights_;
+  Activations<B> a_;
+};
+
+}  // namespace gptx

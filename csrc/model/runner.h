@@ -1,0 +1,50 @@
+// The one virtual seam: what the engine sees of a model on a device. Crossed once per step.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "model/batch.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace gptx {
+
+// The most rows a step may have, and the most that may want logits.
+struct StepLimits {
+  size_t rows = 512;
+  size_t logit_rows = 64;
+};
+
+class Runner {
+ public:
+  virtual ~Runner() = default;
+
+  // Runs the batch. `interrupted` is polled; false is returned when it stopped the step, whose
+  // results are then void.
+  virtual bool forward(const Batch& batch, const std::function<bool()>& interrupted) = 0;
+
+  // The logits [V] of the i-th row that wanted them; the caller may change them.
+  virtual std::span<float> logits(size_t i) = 0;
+
+  virtual size_t kv_block_bytes() const = 0;
+  virtual int threads() const = 0;
+  virtual std::string isa() const = 0;
+};
+
+// Weights are used in place and must outlive the runner. `threads` = 0 means all usable CPUs, an empty
+// `isa` the best one.
+std::unique_ptr<Runner> make_cpu_runner(const GptConfig& config, const WeightSource& weights,
+                                        const StepLimits& limits, size_t kv_blocks, int threads,
+                                        const std::string& isa);
+
+std::unique_ptr<Runner> make_cuda_runner(const GptConfig& config, const WeightSource& weights,
+                                         const StepLimits& limits, size_t kv_blocks);
+
+// Bytes of one KV block on the CPU, before there is a runner.
+size_t cpu_kv_block_bytes(const GptConfig& config);
+
+}  // namespace gptx

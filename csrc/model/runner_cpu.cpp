@@ -1,0 +1,136 @@
+// Gpt<CpuBackend> behind the Runner seam: names of tensors, sizes of buffers, one fork per step.
+#include "core/cpu_count.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/isa.h"
+#include "model/gpt.h"
+#include "model/runner.h"
+
+namespace gptx {
+namespace {
+
+using cpu::CpuBackend;
+using cpu::CpuDevice;
+using cpu::kPanel;
+using cpu::PackedMatrix;
+using cpu::round_up;
+
+static_assert(Backend<CpuBackend>);
+
+cpu::Activation activation_named(const std::string& name) {
+  if (name == "gelu_new") return cpu::Activation::kGeluNew;
+  if (name == "gelu") return cpu::Activation::kGelu;
+  if (name == "relu") return cpu::Activation::kRelu;
+  throw ParameterError("activation", "'" + name + "'", "one of gelu_new, gelu, relu");
+}
+
+class CpuRunner final : public Runner {
+ public:
+  CpuRunner(const GptConfig& config, const WeightSource& source, const StepLimits& limits,
+            size_t kv_blocks, int threads, const std::string& isa)
+      : config_(config),
+        device_(config, kv_blocks, threads > 0 ? threads : usable_cpus(), isa),
+        gpt_(config, load_weights(source), make_activations(limits)) {}
+
+  bool forward(const Batch& batch, const std::function<bool()>& interrupted) override {
+    device_.begin_step(batch);
+    return device_.team.run(
+        [&](int rank) {
+          CpuBackend worker(device_, rank);
+          gpt_.forward(worker, batch);
+        },
+        interrupted);
+  }
+
+  std::span<float> logits(size_t i) override { return {gpt_.logits().row(i), config_.vocab_size}; }
+
+  size_t kv_block_bytes() const override { return cpu_kv_block_bytes(config_); }
+  int threads() const override { return device_.team.size(); }
+  std::string isa() const override { return device_.kernels.name; }
+
+ private:
+  static const float* vector(const WeightSource& source, const std::string& name, size_t n) {
+    return reinterpret_cast<const float*>(source.get(name, round_up(n, kPanel) * sizeof(float)));
+  }
+
+  cpu::NormView norm(const WeightSource& source, const std::string& base) const {
+    return {vector(source, base + ".weight", config_.n_embd),
+            vector(source, base + ".bias", config_.n_embd), config_.layer_norm_epsilon};
+  }
+
+  // The panels are owned by the source or by matrices_; the view refers to them.
+  cpu::LinearView matrix(const WeightSource& source, const std::string& base, size_t n,
+                         size_t depth) {
+    const PackedMatrix& m =
+        matrices_.emplace_back(PackedMatrix::from(source, base, n, depth, device_.team));
+    return {m.panels, nullptr, m.n, m.depth, cpu::Activation::kNone};
+  }
+
+  cpu::LinearView linear(const WeightSource& source, const std::string& base, size_t n,
+                         size_t depth, cpu::Activation activation = cpu::Activation::kNone) {
+    cpu::LinearView view = matrix(source, base, n, depth);
+    view.bias = vector(source, base + ".bias", n);
+    view.activation = activation;
+    return view;
+  }
+
+  GptWeights<CpuBackend> load_weights(const WeightSource& source) {
+    const size_t c = config_.n_embd;
+    const size_t qkv = 3 * config_.n_head * round_up(config_.head_size(), kPanel);
+    const cpu::Activation activation = activation_named(config_.activation);
+    GptWeights<CpuBackend> w;
+    w.wpe = positions(source);
+    for (size_t i = 0; i < config_.n_layer; ++i) {
+      const std::string h = "h." + std::to_string(i) + ".";
+      w.blocks.push_back({.ln_1 = norm(source, h + "ln_1"),
+                          .attn_c_attn = linear(source, h + "attn.c_attn", qkv, c),
+                          .attn_c_proj = linear(source, h + "attn.c_proj", c, c),
+                          .ln_2 = norm(source, h + "ln_2"),
+                          .mlp_c_fc = linear(source, h + "mlp.c_fc", config_.n_inner, c, activation),
+                          .mlp_c_proj = linear(source, h + "mlp.c_proj", c, config_.n_inner)});
+    }
+    w.ln_f = norm(source, "ln_f");
+    w.wte = matrix(source, "wte", config_.vocab_size, c);
+    w.lm_head =
+        config_.tie_word_embeddings ? w.wte : matrix(source, "lm_head", config_.vocab_size, c);
+    no_bias_ = AlignedBuffer<float>(w.lm_head.n);
+    w.lm_head.bias = no_bias_.data();
+    return w;
+  }
+
+  cpu::PositionView positions(const WeightSource& source) const {
+    const size_t stride = round_up(config_.n_embd, kPanel);
+    return {reinterpret_cast<const float*>(
+                source.get("wpe.weight", config_.block_size * stride * sizeof(float))),
+            stride};
+  }
+
+  Activations<CpuBackend> make_activations(const StepLimits& limits) const {
+    const size_t width = round_up(config_.head_size(), kPanel);
+    return {.x = {limits.rows, config_.n_embd},
+            .h = {limits.rows, config_.n_embd},
+            .qkv = {limits.rows, 3 * config_.n_head * width},
+            .y = {limits.rows, config_.n_embd},
+            .mlp = {limits.rows, config_.n_inner},
+            .logits = {limits.logit_rows, config_.vocab_size}};
+  }
+
+  GptConfig config_;
+  CpuDevice device_;
+  std::vector<PackedMatrix> matrices_;
+  AlignedBuffer<float> no_bias_;
+  Gpt<CpuBackend> gpt_;
+};
+
+}  // namespace
+
+size_t cpu_kv_block_bytes(const GptConfig& config) {
+  return CpuDevice::kv_block_floats(config) * sizeof(float);
+}
+
+std::unique_ptr<Runner> make_cpu_runner(const GptConfig& config, const WeightSource& weights,
+                                        const StepLimits& limits, size_t kv_blocks, int threads,
+                                        const std::string& isa) {
+  return std::make_unique<CpuRunner>(config, weights, limits, kv_blocks, threads, isa);
+}
+
+}  // namespace gptx
