@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstring>
 
 #include "bindings/module.h"
@@ -158,6 +159,38 @@ std::vector<int64_t> team_counts(int threads, size_t n, int rounds) {
   return counts;
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// FLOP/s of fused multiply-adds on all threads together.
+double probe_fma(const std::string& isa, int threads, size_t steps) {
+  const cpu::KernelTable& kernels = cpu::kernels_named(isa);
+  ThreadTeam team(threads);
+  std::vector<float> sink(static_cast<size_t>(threads));
+  const py::gil_scoped_release released;
+  const auto start = std::chrono::steady_clock::now();
+  team.run([&](int rank) { sink[static_cast<size_t>(rank)] = kernels.probe_fma(steps); });
+  const double flops = 2.0 * kPanel * cpu::kProbeChains * static_cast<double>(steps);
+  return flops * team.size() / seconds_since(start);
+}
+
+// Bytes/s of reading the array once, each thread its own part.
+double probe_read(const std::string& isa, int threads, const Array& data) {
+  const cpu::KernelTable& kernels = cpu::kernels_named(isa);
+  ThreadTeam team(threads);
+  const size_t part = static_cast<size_t>(data.size()) / static_cast<size_t>(threads) / 64 * 64;
+  const float* const begin = data.data();
+  std::vector<float> sink(static_cast<size_t>(threads));
+  const py::gil_scoped_release released;
+  const auto start = std::chrono::steady_clock::now();
+  team.run([&](int rank) {
+    const auto r = static_cast<size_t>(rank);
+    sink[r] = kernels.probe_read(begin + r * part, part);
+  });
+  return static_cast<double>(part * sizeof(float)) * team.size() / seconds_since(start);
+}
+
 }  // namespace
 
 void init_testing(py::module_& m) {
@@ -174,6 +207,8 @@ void init_testing(py::module_& m) {
         py::arg("repetition_penalty"), py::arg("seed"), py::arg("first_position"),
         py::arg("count"));
   m.def("philox", &philox4x32, py::arg("counter"), py::arg("key"));
+  m.def("probe_fma", &probe_fma, py::arg("isa"), py::arg("threads"), py::arg("steps"));
+  m.def("probe_read", &probe_read, py::arg("isa"), py::arg("threads"), py::arg("data"));
   m.def("team_counts", &team_counts, py::arg("threads"), py::arg("n"), py::arg("rounds"));
 }
 

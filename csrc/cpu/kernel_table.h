@@ -34,6 +34,9 @@ struct LinearF32 {
   bool add;
 };
 
+// Chains of 16 lanes in probe_fma.
+inline constexpr int kProbeChains = 6;
+
 // Rows that attention takes through a block together, at most.
 inline constexpr size_t kMaxAttentionRows = 8;
 
@@ -75,6 +78,11 @@ struct KernelTable {
   // y[i] = f(x[i]); exp_f32 is e^x on [-87, 88].
   void (*activate_f32)(float* y, const float* x, size_t n, Activation activation) noexcept;
   void (*exp_f32)(float* y, const float* x, size_t n) noexcept;
+
+  // Yardsticks: `steps` fused multiply-adds of 16 lanes in each of kProbeChains chains; one read of
+  // n floats, a multiple of 64.
+  float (*probe_fma)(size_t steps) noexcept;
+  float (*probe_read)(const float* data, size_t n) noexcept;
 };
 
 }  // namespace gptx::cpu

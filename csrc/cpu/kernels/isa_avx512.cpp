@@ -6,6 +6,7 @@
 #include "cpu/kernels/matmul_f32.h"
 #include "cpu/kernels/rowwise.h"
 #include "cpu/kernels/attention_f32.h"
+#include "cpu/kernels/probe.h"
 #include "cpu/kernels/make_table.h"
 
 namespace gptx::cpu {

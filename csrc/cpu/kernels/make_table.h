@@ -13,7 +13,9 @@ constexpr KernelTable make_table(const char* name) {
           .attention_f32 = attention_f32,
           .append_kv_f32 = append_kv_f32,
           .activate_f32 = activate_f32,
-          .exp_f32 = exp_f32};
+          .exp_f32 = exp_f32,
+          .probe_fma = probe_fma,
+          .probe_read = probe_read};
 }
 
 }  // namespace
