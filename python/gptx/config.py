@@ -59,7 +59,11 @@ class GPTConfig:
         eps = self.layer_norm_epsilon
         if type(eps) is not float or not (math.isfinite(eps) and 0 < eps < 1):
             raise ParameterError("layer_norm_epsilon", eps, "a float between 0 and 1")
-        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+        for name in (
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "tie_word_embeddings",
+        ):
             if type(getattr(self, name)) is not bool:
                 raise ParameterError(name, getattr(self, name), "true or false")
 

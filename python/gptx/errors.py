@@ -22,7 +22,7 @@ class GptxError(Exception):
 class ParameterError(GptxError, ValueError):
     """An argument is outside its documented range.
 
-    Attributes: ``param`` (its name), ``value`` (as given), ``allowed`` (what is accepted, in words).
+    Attributes: ``param`` (its name), ``value`` (as given), ``allowed`` (what is accepted).
     """
 
     def __init__(self, param: str, value: object, allowed: str) -> None:
@@ -33,7 +33,7 @@ class ParameterError(GptxError, ValueError):
 
 
 class TokenIdError(ParameterError):
-    """A token id is not an integer in ``[0, vocab_size)``. ``index`` is its place in the sequence."""
+    """A token id is not an integer in ``[0, vocab_size)``. ``index`` is its place."""
 
     def __init__(self, param: str, index: int, token_id: object, vocab_size: int) -> None:
         super().__init__(f"{param}[{index}]", token_id, f"an integer from 0 to {vocab_size - 1}")
@@ -63,7 +63,13 @@ class ModelFileError(GptxError):
     """
 
     def __init__(
-        self, path: object, field: str, offset: int, expected: object, found: object, remedy: str = ""
+        self,
+        path: object,
+        field: str,
+        offset: int,
+        expected: object,
+        found: object,
+        remedy: str = "",
     ) -> None:
         text = f"{path}: {field} at byte {offset}: expected {expected}, got {shown(found)}"
         super().__init__(f"{text}; {remedy}" if remedy else text)
@@ -80,7 +86,9 @@ class UnsafeCheckpointError(GptxError):
     Attributes: ``path``, ``opcode``, ``name`` (the refused global, if any), ``offset``.
     """
 
-    def __init__(self, path: object, opcode: str, name: str | None, offset: int, remedy: str = "") -> None:
+    def __init__(
+        self, path: object, opcode: str, name: str | None, offset: int, remedy: str = ""
+    ) -> None:
         what = f"opcode {opcode}" + (f" ({shown(name)})" if name is not None else "")
         text = f"{path}: refused pickle {what} at byte {offset}"
         super().__init__(f"{text}; {remedy}" if remedy else text)

@@ -1,0 +1,47 @@
+"""gptx runs a GPT inside a Python program: exact, fast, and without torch or a network."""
+
+from gptx.config import GPTConfig
+from gptx.errors import (
+    CancelledError,
+    ContextLengthError,
+    ConvertError,
+    DeviceError,
+    GptxError,
+    MissingExtraError,
+    ModelFileError,
+    NonFiniteLogitsError,
+    OutOfMemoryError,
+    ParameterError,
+    TokenIdError,
+    TokenizeError,
+    UnsafeCheckpointError,
+    UnsupportedError,
+)
+from gptx.model import Generation, Model, Stream, generate, load
+from gptx.sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CancelledError",
+    "ContextLengthError",
+    "ConvertError",
+    "DeviceError",
+    "GPTConfig",
+    "Generation",
+    "GptxError",
+    "MissingExtraError",
+    "Model",
+    "ModelFileError",
+    "NonFiniteLogitsError",
+    "OutOfMemoryError",
+    "ParameterError",
+    "SamplingParams",
+    "Stream",
+    "TokenIdError",
+    "TokenizeError",
+    "UnsafeCheckpointError",
+    "UnsupportedError",
+    "generate",
+    "load",
+]

@@ -1,0 +1,236 @@
+"""The command ``gptx``. Generated text goes to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 the input or a file is wrong, 2 the command line is wrong, 130 Ctrl-C (the
+text so far stands), 141 the reader of the output has gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptx.model import Stream
+
+COMMANDS = ("generate", "convert", "info", "verify", "train")
+
+_DESCRIPTION = """\
+gptx "Once upon a time" continues a prompt with the built-in model; see gptx COMMAND --help.
+A prompt that is the name of a command is written: gptx generate info"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] == "convert":
+        from gptx import convert
+
+        return convert.main(arguments[1:])
+    if not (arguments and arguments[0] in (*COMMANDS, "-h", "--help", "--version")):
+        arguments.insert(0, "generate")
+    options = _parser(train=arguments[0] == "train").parse_args(arguments)
+    _use_utf8()
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; let it write into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+            return 1
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """One line for errors the user can mend; anything else is a bug and shows where it is."""
+    from gptx.errors import GptxError
+
+    if isinstance(error, GptxError | OSError):
+        print(f"gptx: error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def _parser(*, train: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptx", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_generate(commands)
+    commands.add_parser("convert", help="make a .gptx file of a PyTorch checkpoint", add_help=False)
+
+    info = _command(commands, "info", _info, "what a .gptx file holds, or what gptx runs on")
+    info.add_argument("file", nargs="?", metavar="FILE")
+    info.add_argument("--json", action="store_true", help="one JSON object")
+
+    verify = _command(commands, "verify", _verify, "check every byte of a .gptx file")
+    verify.add_argument("file", metavar="FILE")
+
+    training = _command(commands, "train", _train, "train or fine-tune a GPT-2 (needs torch)")
+    if train:
+        from gptx.training import cli as training_cli
+
+        training_cli.add_arguments(training)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from gptx.sampling import SamplingParams
+
+    parser = _command(commands, "generate", _generate, "continue a prompt")
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="default, or '-': stdin")
+    parser.add_argument("-m", "--model", help="a .gptx file or checkpoint")
+    options: list[tuple[tuple[str, ...], type, str]] = [
+        (("-n", "--max-new-tokens"), int, "tokens to generate at most"),
+        (("--min-new-tokens",), int, "tokens before the text may end"),
+        (("-t", "--temperature"), float, "0 takes the most likely token"),
+        (("--top-k",), int, "keep the k most likely tokens; 0 keeps all"),
+        (("--top-p",), float, "keep the most likely tokens that reach this probability"),
+        (("--min-p",), float, "keep tokens with this share of the largest probability"),
+        (("--repetition-penalty",), float, "above 1 avoids tokens already used"),
+    ]
+    for flags, kind, text in options:
+        default = defaults[flags[-1].removeprefix("--").replace("-", "_")]
+        parser.add_argument(*flags, type=kind, default=default, help=f"{text} (default {default})")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="end before this text; repeatable"
+    )
+    parser.add_argument("--ignore-eos", action="store_true", help="go on past the end token")
+    parser.add_argument("--threads", type=int, help="default: as many as the machine has cores")
+    parser.add_argument("--json", action="store_true", help="the whole result as one JSON object")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    import gptx
+
+    prompt = options.prompt
+    if prompt is None or prompt == "-":
+        if prompt is None and sys.stdin.isatty():
+            raise gptx.ParameterError("PROMPT", None, "a text, or one on standard input")
+        prompt = sys.stdin.read()
+    names = [field.name for field in dataclasses.fields(gptx.SamplingParams)]
+    chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    params = gptx.SamplingParams(**chosen)
+    model = gptx.load(options.model or os.environ.get("GPTX_MODEL"), threads=options.threads)
+
+    if options.json:
+        result = model.generate(prompt, params)
+        fields = {k: v for k, v in dataclasses.asdict(result).items() if k != "error"}
+        print(json.dumps(fields, ensure_ascii=False))
+        return 0
+    return _stream(model.stream(prompt, params), prompt)
+
+
+def _stream(stream: Stream, prompt: str) -> int:
+    bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(f"\033[1m{prompt}\033[0m" if bold else prompt, end="", flush=True)
+    start = time.perf_counter()
+    first = 0.0
+    code = 0
+    try:
+        for piece in stream:
+            first = first or time.perf_counter() - start
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+        code = 130
+    seconds = time.perf_counter() - start
+    print(flush=True)
+    if sys.stderr.isatty():
+        result = stream.result
+        rate = result.completion_tokens / seconds if seconds > 0 else 0.0
+        print(
+            f"[gptx] {result.completion_tokens} tokens · {rate:.0f} tokens/s · "
+            f"first after {first * 1e3:.0f} ms · seed {result.seed}",
+            file=sys.stderr,
+        )
+    return code
+
+
+def _info(options: argparse.Namespace) -> int:
+    rows = _about() if options.file is None else _describe_file(options.file)
+    if options.json:
+        print(json.dumps(dict(rows), ensure_ascii=False))
+        return 0
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _describe_file(path: str) -> list[tuple[str, str]]:
+    from gptx import modelfile
+
+    return modelfile.describe(modelfile.read(path))
+
+
+def _about() -> list[tuple[str, str]]:
+    from importlib.util import find_spec
+
+    from gptx import _core
+
+    extras = {"train": ("torch", "tokenizers"), "bench": ("torch", "transformers")}
+    missing = [name for name, needs in extras.items() if not all(map(find_spec, needs))]
+    return [
+        ("gptx", _version()),
+        ("kernels", f"{_core.usable_isas()[0]} (usable: {', '.join(_core.usable_isas())})"),
+        ("threads", str(_core.usable_cpus())),
+        ("cuda", "not in this version"),
+        ("extras missing", ", ".join(missing) or "none"),
+    ]
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from gptx import modelfile
+
+    modelfile.verify(options.file)
+    print(f"{options.file}: every byte is as it was written")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from gptx.training import cli as training_cli
+
+    return training_cli.run(options)
+
+
+def _version() -> str:
+    import gptx
+
+    return gptx.__version__
+
+
+def _use_utf8() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace")

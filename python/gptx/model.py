@@ -1,0 +1,502 @@
+"""A loaded GPT: text in, text out, and the logits behind it.
+
+>>> model = gptx.load("gpt2.gptx")
+>>> print(model.generate("Once upon a time", max_new_tokens=50, seed=1))
+>>> for piece in model.stream("The princess opened the door and"):
+...     print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptx import _core, modelfile
+from gptx.config import GPTConfig
+from gptx.errors import (
+    ContextLengthError,
+    GptxError,
+    NonFiniteLogitsError,
+    ParameterError,
+    TokenIdError,
+    TokenizeError,
+)
+from gptx.sampling import MAX_SEED, SamplingParams
+from gptx.tokenizer import StopMatcher, Tokenizer, TokenizerSpec
+
+Prompt = str | Sequence[int] | NDArray[np.integer]
+
+DEVICES = ("cpu", "cuda", "auto")
+_MAX_THREADS = 1024
+_KV_CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one request gave. ``str()`` of it is the prompt followed by the text.
+
+    Attributes:
+        prompt: the prompt as text.
+        text: the continuation, without the prompt, without the stop string that ended it.
+        token_ids: the generated ids, the end token excluded.
+        finish_reason: "stop" (an end token or a stop string), "length" (``max_new_tokens`` or the
+            context) or "error".
+        prompt_tokens, completion_tokens: how many ids the prompt and the continuation have.
+        seed: the seed that gives this text again.
+        error: why the request failed, where ``finish_reason`` is "error".
+    """
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seed: int
+    error: GptxError | None = None
+
+    def __str__(self) -> str:
+        return self.prompt + self.text
+
+
+class Stream(Iterator[str]):
+    """The pieces of a text as they are generated; leaving the loop cancels the rest.
+
+    A piece never ends inside a character. Joined, the pieces are the text of `result`.
+    """
+
+    def __init__(self, reply: _Reply) -> None:
+        self._reply = reply
+        self._pieces = self._run()
+
+    def _run(self) -> Iterator[str]:
+        try:
+            while not self._reply.finished:
+                for piece in self._reply.advance():
+                    if piece:
+                        yield piece
+        finally:
+            self._reply.release()
+        if self._reply.error is not None:
+            raise self._reply.error
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Cancels what has not been generated yet."""
+        self._pieces.close()
+        self._reply.release()
+
+    @property
+    def result(self) -> Generation:
+        """The text so far; complete once the loop has ended."""
+        return self._reply.generation()
+
+
+class _Reply:
+    """One request on its way: the engine's tokens become text, a stop string ends them."""
+
+    def __init__(self, model: Model, prompt: Prompt, params: SamplingParams) -> None:
+        ids = model._prompt_ids(prompt)
+        self.error: GptxError | None = None
+        self._engine = model._engine
+        self._prompt = prompt if isinstance(prompt, str) else model._decode(ids)
+        self._prompt_tokens = len(ids)
+        self._seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else int(params.seed)
+        self._decoder = model._tokenizer.decoder() if model._tokenizer else None
+        self._stop = StopMatcher(params.stop)
+        self._token_ids: list[int] = []
+        self._text: list[str] = []
+        self._finish = ""
+        self._released = False
+        self.request = self._engine.submit(
+            ids,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            seed=self._seed,
+            max_new_tokens=params.max_new_tokens,
+            min_new_tokens=params.min_new_tokens,
+            end_tokens=model._end_tokens(params),
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self._finish != ""
+
+    def advance(self) -> list[str]:
+        return [self.push(token, why) for _, token, why in self._engine.advance([self.request])]
+
+    def push(self, token: int, finish: str) -> str:
+        """Takes one event of the engine and returns the text that is certain now."""
+        piece = ""
+        if token >= 0:
+            self._token_ids.append(token)
+            piece = self._stop.push(self._decoder.push(token)) if self._decoder else ""
+        if finish == "non_finite":
+            position = self._prompt_tokens + len(self._token_ids)
+            self.error = NonFiniteLogitsError(
+                f"logits at position {position}: expected finite numbers, got NaN or infinity; "
+                "the weights are damaged or overflow"
+            )
+            self._finish = "error"
+        elif self._stop.stopped:
+            self._finish = "stop"
+        elif finish:
+            self._finish = finish
+            if self._decoder:
+                piece += self._stop.push(self._decoder.finish()) + self._stop.finish()
+                self._finish = "stop" if self._stop.stopped else finish
+        self._text.append(piece)
+        return piece
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._engine.release(self.request)
+
+    def generation(self) -> Generation:
+        return Generation(
+            prompt=self._prompt,
+            text="".join(self._text),
+            token_ids=tuple(self._token_ids),
+            finish_reason=self._finish or "cancelled",
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=len(self._token_ids),
+            seed=self._seed,
+            error=self.error,
+        )
+
+
+class Model:
+    """A GPT on a device, made by `load`. Several threads may use it; their requests are batched.
+
+    Attributes:
+        config: the shape of the model.
+        dtype: what the weights are stored as: "float32", "bfloat16" or "int8".
+        path: the file it came from.
+        device: "cpu".
+        threads: how many threads compute.
+        isa: the instruction set of the kernels.
+        parity: the report of the conversion against torch, or None.
+    """
+
+    def __init__(
+        self,
+        source: modelfile.ModelFile,
+        *,
+        device: str,
+        threads: int,
+        isa: str,
+        kv_cache_bytes: int,
+    ) -> None:
+        self.config: GPTConfig = source.config
+        self.dtype = source.dtype
+        self.path = source.path
+        self.parity = source.parity
+        self.device = "cpu"
+        self._source = source
+        self._engine = _core.Engine(
+            source.config.to_dict(),
+            source.dtype,
+            source.tensors,
+            device=device,
+            threads=threads,
+            isa=isa,
+            kv_cache_bytes=kv_cache_bytes,
+        )
+        self.threads: int = self._engine.threads
+        self.isa: str = self._engine.isa
+        _living_models.add(self)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Model({self.path.name!r}, {c.n_params / 1e6:.1f}M parameters, n_layer={c.n_layer}, "
+            f"n_head={c.n_head}, n_embd={c.n_embd}, dtype={self.dtype}, {self.isa}, "
+            f"{self.threads} threads)"
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file. Raises TokenizeError if it has none."""
+        if self._tokenizer is None:
+            raise TokenizeError(
+                f"{self.path.name}: this model has no tokenizer; give prompts as token ids, or "
+                "convert again with --tokenizer"
+            )
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        spec: TokenizerSpec | None = self._source.tokenizer
+        return None if spec is None else Tokenizer(spec)
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        **changes: object,
+    ) -> Generation | list[Generation]:
+        """Continues a prompt, or each of a list of prompts.
+
+        Args:
+            prompt: a str, a sequence of token ids, or a list of those, of any lengths. Each is its
+                own request: its result is the same alone and in any company.
+            params: how to sample; default `SamplingParams()`, which samples at temperature 0.8.
+            **changes: fields of `SamplingParams` that replace those of ``params``.
+
+        Returns:
+            A `Generation`, or a list of them in the order of the prompts. In a list a request that
+            failed carries its ``error``; a single one raises it.
+
+        Raises:
+            ParameterError, TokenIdError, TokenizeError, ContextLengthError: before anything runs.
+            OutOfMemoryError: the KV cache cannot hold the request.
+            NonFiniteLogitsError: the weights gave NaN or infinity.
+        """
+        params = _merged(params, changes)
+        if _is_single(prompt):
+            result = self._generate_all([prompt], params)[0]
+            if result.error is not None:
+                raise result.error
+            return result
+        prompts = list(prompt)
+        if not prompts:
+            raise ParameterError("prompt", prompt, "at least one prompt")
+        return self._generate_all(prompts, params)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **changes: object
+    ) -> Stream:
+        """Continues a prompt and yields the text piece by piece. Arguments as for `generate`."""
+        if not _is_single(prompt):
+            raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
+        return Stream(_Reply(self, prompt, _merged(params, changes)))
+
+    def logits(self, prompt: Prompt) -> NDArray[np.float32]:
+        """The logits of every position, float32 ``[T, V]``: row t scores the token after ids[:t+1].
+
+        Args:
+            prompt: a str or 1 to ``block_size`` token ids.
+
+        Raises:
+            ParameterError, TokenIdError, TokenizeError, ContextLengthError: as for `generate`.
+        """
+        ids = self._ids(prompt)
+        if len(ids) > self.config.block_size:
+            raise ContextLengthError(len(ids), self.config.block_size)
+        return self._engine.logits(ids)
+
+    def _generate_all(self, prompts: list[Prompt], params: SamplingParams) -> list[Generation]:
+        replies: list[_Reply] = []
+        try:
+            for prompt in prompts:
+                replies.append(_Reply(self, prompt, params))
+            running = {reply.request: reply for reply in replies}
+            while running:
+                for request, token, finish in self._engine.advance(list(running)):
+                    reply = running[request]
+                    reply.push(token, finish)
+                    if reply.finished:
+                        reply.release()
+                        del running[request]
+        finally:
+            for reply in replies:
+                reply.release()
+        return [reply.generation() for reply in replies]
+
+    def _prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
+        ids = self._ids(prompt)
+        limit = self.config.block_size - 1
+        if len(ids) > limit:
+            remedy = f"the context holds {self.config.block_size} and generation needs room for one"
+            raise ContextLengthError(len(ids), limit, remedy)
+        return ids
+
+    def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
+        vocab_size = self.config.vocab_size
+        if isinstance(prompt, str):
+            ids: Sequence[int] = self.tokenizer.encode(prompt)
+        elif _is_single(prompt):
+            ids = prompt
+            for index, token in enumerate(ids):
+                if not isinstance(token, numbers.Integral) or isinstance(token, bool | np.bool_):
+                    raise TokenIdError("prompt", index, token, vocab_size)
+        else:
+            raise ParameterError("prompt", prompt, "a str or a sequence of token ids")
+        if len(ids) == 0:
+            raise ParameterError("prompt", prompt, "at least one token")
+        for index, token in enumerate(ids):
+            if not 0 <= token < vocab_size:
+                raise TokenIdError("prompt", index, token, vocab_size)
+        return np.asarray(ids, dtype=np.int32)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids]) if self._tokenizer else ""
+
+    def _end_tokens(self, params: SamplingParams) -> list[int]:
+        ends = list(params.stop_token_ids)
+        for index, token in enumerate(ends):
+            if not isinstance(token, numbers.Integral) or not 0 <= token < self.config.vocab_size:
+                raise TokenIdError("stop_token_ids", index, token, self.config.vocab_size)
+        eos = self._source.generation.get("eos_token_id")
+        if eos is None and self._tokenizer is not None:
+            eos = self._tokenizer.eos_token_id
+        if eos is not None and eos < self.config.vocab_size and not params.ignore_eos:
+            ends.append(eos)
+        return ends
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    isa: str | None = None,
+    kv_cache_bytes: int | None = None,
+    verify: bool = True,
+) -> Model:
+    """Loads a model.
+
+    Args:
+        path: a ``.gptx`` file, whose weights are used where they lie in the page cache; or a
+            checkpoint that `gptx-convert` reads, converted in memory; None is the built-in demo.
+        device: "cpu", "cuda" or "auto".
+        threads: 1 to 1024; default the environment's GPTX_NUM_THREADS, else the least of the CPUs
+            the process may use, its cgroup quota and the physical cores.
+        isa: kernels to use: "scalar", "avx2" or "avx512"; default GPTX_CPU_ISA, else the best.
+        kv_cache_bytes: most memory for cached keys and values; default a quarter of the machine's,
+            at most 2 GiB. One context always fits. It is taken as it is needed.
+        verify: check the checksum of every tensor.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelFileError: the file is damaged or not a model.
+        ConvertError, UnsafeCheckpointError: the checkpoint does not make a GPT-2.
+        ParameterError, UnsupportedError, DeviceError: an argument is not possible here.
+    """
+    if device not in DEVICES:
+        raise ParameterError("device", device, "one of " + ", ".join(DEVICES))
+    count = _thread_count(threads)
+    if kv_cache_bytes is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        kv_cache_bytes = min(memory // 4, _KV_CACHE_BYTES)
+    elif type(kv_cache_bytes) is not int or kv_cache_bytes < 0:
+        raise ParameterError("kv_cache_bytes", kv_cache_bytes, "a number of bytes")
+    source = _open(Path(_demo_path() if path is None else path), verify=verify)
+    return Model(
+        source,
+        device=device,
+        threads=count,
+        isa=os.environ.get("GPTX_CPU_ISA", "") if isa is None else isa,
+        kv_cache_bytes=kv_cache_bytes,
+    )
+
+
+def generate(
+    prompt: Prompt | Sequence[Prompt],
+    params: SamplingParams | None = None,
+    *,
+    model: str | os.PathLike[str] | Model | None = None,
+    **changes: object,
+) -> Generation | list[Generation]:
+    """`Model.generate` by a model that stays loaded: the built-in demo unless told otherwise.
+
+    Args:
+        prompt, params, **changes: as for `Model.generate`.
+        model: a path or a `Model`; default the environment's GPTX_MODEL, else the demo.
+    """
+    if not isinstance(model, Model):
+        path = model or os.environ.get("GPTX_MODEL") or _demo_path()
+        model = _cached(Path(path))
+    return model.generate(prompt, params, **changes)
+
+
+def _open(path: Path, *, verify: bool) -> modelfile.ModelFile:
+    if path.is_file() and modelfile.is_model_file(path):
+        return modelfile.read(path, verify=verify)
+    from gptx.convert import convert_in_memory
+
+    return convert_in_memory(path)
+
+
+def _demo_path() -> Path:
+    return Path(__file__).parent / "demo" / "demo.gptx"
+
+
+def _thread_count(threads: int | None) -> int:
+    """0 lets the core decide."""
+    name, value = "threads", threads
+    if threads is None:
+        text = os.environ.get("GPTX_NUM_THREADS", "")
+        if not text:
+            return 0
+        name, value = "GPTX_NUM_THREADS", int(text) if text.isdecimal() else text
+    if type(value) is not int or not 1 <= value <= _MAX_THREADS:
+        raise ParameterError(name, value, f"an integer from 1 to {_MAX_THREADS}")
+    return value
+
+
+def _is_single(prompt: object) -> bool:
+    if isinstance(prompt, str):
+        return True
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim == 1 and prompt.dtype != object
+    return (
+        isinstance(prompt, Sequence)
+        and len(prompt) > 0
+        and not any(isinstance(part, str | Sequence | np.ndarray) for part in prompt)
+    )
+
+
+def _merged(params: SamplingParams | None, changes: dict[str, object]) -> SamplingParams:
+    known = [field.name for field in dataclasses.fields(SamplingParams)]
+    for name in changes:
+        if name not in known:
+            raise ParameterError(name, changes[name], "one of the parameters " + ", ".join(known))
+    if params is None:
+        return SamplingParams(**changes)  # type: ignore[arg-type]
+    if not isinstance(params, SamplingParams):
+        raise ParameterError("params", params, "a SamplingParams")
+    return dataclasses.replace(params, **changes)
+
+
+_cache: dict[tuple[Path, int], Model] = {}
+_cache_lock = threading.Lock()
+
+
+def _cached(path: Path) -> Model:
+    """The model of a path, loaded once for each version of the file."""
+    key = (path.resolve(), path.stat().st_mtime_ns)
+    with _cache_lock:
+        if key not in _cache:
+            _cache[key] = load(path)
+        return _cache[key]
+
+
+_living_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    global _cache_lock
+    _cache_lock = threading.Lock()
+    for model in list(_living_models):
+        model._engine.reset_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
