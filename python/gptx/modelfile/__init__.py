@@ -1,0 +1,19 @@
+"""The ``.gptx`` file: one model with its tokenizer, checked bit by bit. See docs/model-file.md."""
+
+from gptx.modelfile.info import describe
+from gptx.modelfile.layout import DTYPES, canonical_shapes, stored_tensors
+from gptx.modelfile.reader import ModelFile, read, read_buffer, verify
+from gptx.modelfile.writer import update, write
+
+__all__ = [
+    "DTYPES",
+    "ModelFile",
+    "canonical_shapes",
+    "describe",
+    "read",
+    "read_buffer",
+    "stored_tensors",
+    "update",
+    "verify",
+    "write",
+]
