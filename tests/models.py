@@ -1,0 +1,112 @@
+"""Models for the tests: random ones of any shape, and the demo model in torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gptx import _core
+from gptx.config import GPTConfig
+from gptx.modelfile import canonical_shapes
+from gptx.modelfile.layout import restore, store
+
+DEFAULT = dict(vocab_size=211, block_size=96, n_layer=2, n_head=2, n_embd=32, n_inner=128)
+
+
+def make_config(**changes):
+    values = DEFAULT | changes
+    if "n_embd" in changes and "n_inner" not in changes:
+        values["n_inner"] = 4 * changes["n_embd"]
+    return GPTConfig(**values)
+
+
+def random_tensors(config, seed=0, std=0.08):
+    """Canonical tensors with every bias and gain away from its trivial value."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in canonical_shapes(config).items():
+        values = rng.standard_normal(shape).astype(np.float32) * np.float32(std)
+        if ".ln_" in name or name.startswith("ln_f"):
+            values += np.float32(name.endswith("weight"))
+        tensors[name] = values
+    return tensors
+
+
+def stored(config, tensors, dtype="float32"):
+    out = {}
+    for name in canonical_shapes(config):
+        out |= store(config, dtype, name, tensors[name])
+    return out
+
+
+def make_engine(config, tensors, dtype="float32", **options):
+    return _core.Engine(config.to_dict(), dtype, stored(config, tensors, dtype), **options)
+
+
+GREEDY = dict(
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    seed=0,
+    min_new_tokens=0,
+    end_tokens=[],
+)
+
+
+def run(engine, requests):
+    """Tokens of each request, all driven to their end together."""
+    tokens = {request: [] for request in requests}
+    running = set(requests)
+    while running:
+        for request, token, finish in engine.advance(sorted(running)):
+            if token >= 0:
+                tokens[request].append(token)
+            if finish:
+                running.discard(request)
+                engine.release(request)
+    return [tokens[request] for request in requests]
+
+
+def generate(engine, ids, n, **changes):
+    return run(engine, [engine.submit(ids, max_new_tokens=n, **(GREEDY | changes))])[0]
+
+
+def as_transformers(config, tensors):
+    """The same weights in transformers' GPT2LMHeadModel, in eval mode."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.block_size,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            n_inner=config.n_inner,
+            activation_function=config.activation,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            scale_attn_weights=config.scale_attn_weights,
+            scale_attn_by_inverse_layer_idx=config.scale_attn_by_inverse_layer_idx,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+    )
+    state = {}
+    for name, value in tensors.items():
+        conv1d = ".attn." in name or ".mlp." in name
+        transposed = value.T if conv1d and value.ndim == 2 else value
+        key = name if name.startswith("lm_head") else f"transformer.{name}"
+        state[key] = torch.from_numpy(np.ascontiguousarray(transposed))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    return model.eval()
+
+
+def canonical_of(model_file):
+    """Canonical float32 tensors of a file, after the rounding of its dtype."""
+    return {
+        name: restore(model_file.config, model_file.dtype, name, model_file.tensors)
+        for name in canonical_shapes(model_file.config)
+    }

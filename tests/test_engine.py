@@ -1,0 +1,230 @@
+"""The engine's promises: the same request gives the same bits, however it is computed."""
+
+import numpy as np
+import oracle
+import pytest
+from models import GREEDY, generate, make_config, make_engine, random_tensors, run
+
+from gptx import _core
+
+SAMPLED = dict(temperature=0.9, top_k=20, top_p=0.9, seed=7)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return make_config(block_size=320, n_embd=48, n_head=3)
+
+
+@pytest.fixture(scope="module")
+def tensors(config):
+    return random_tensors(config)
+
+
+@pytest.fixture(scope="module")
+def engine(config, tensors):
+    return make_engine(config, tensors)
+
+
+def random_ids(config, n, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(n_head=1, n_embd=20),
+        dict(n_head=25, n_embd=400),
+        dict(n_head=4, n_embd=64),
+        dict(n_head=2, n_embd=256),
+        dict(n_inner=100),
+        dict(n_inner=7),
+        dict(vocab_size=1),
+        dict(vocab_size=16),
+        dict(vocab_size=509),
+        dict(block_size=32),
+        dict(block_size=2048, n_layer=1),
+        dict(activation="gelu"),
+        dict(activation="relu"),
+        dict(tie_word_embeddings=False),
+        dict(scale_attn_weights=False),
+        dict(scale_attn_by_inverse_layer_idx=True, n_layer=3),
+        dict(layer_norm_epsilon=1e-3),
+        dict(n_head=3, n_embd=75),
+    ],
+    ids=str,
+)
+def test_logits_equal_the_float64_definition(changes):
+    config = make_config(**changes)
+    tensors = random_tensors(config)
+    ids = random_ids(config, min(90, config.block_size))
+    ours = make_engine(config, tensors).logits(ids)
+    exact = oracle.forward(config, tensors, ids)
+    assert np.abs(ours - exact).max() < 1e-5 * max(1, np.abs(exact).max())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_rounded_weights_compute_what_their_float32_values_do(config, tensors, dtype):
+    from gptx.modelfile import canonical_shapes
+    from gptx.modelfile.layout import restore
+    from models import stored
+
+    packed = stored(config, tensors, dtype)
+    rounded = {n: restore(config, dtype, n, packed) for n in canonical_shapes(config)}
+    ids = random_ids(config, 40)
+    ours = _core.Engine(config.to_dict(), dtype, packed).logits(ids)
+    assert np.array_equal(ours, make_engine(config, rounded).logits(ids))
+
+
+def test_every_isa_gives_the_same_logits(config, tensors):
+    ids = random_ids(config, 100)
+    first, *others = [make_engine(config, tensors, isa=i).logits(ids) for i in _core.usable_isas()]
+    assert all(np.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_any_number_of_threads_gives_the_same_logits(config, tensors, threads):
+    ids = random_ids(config, 150)
+    one = make_engine(config, tensors, threads=1).logits(ids)
+    assert np.array_equal(make_engine(config, tensors, threads=threads).logits(ids), one)
+
+
+def test_a_prefix_has_the_logits_it_has_within_the_whole(config, engine):
+    ids = random_ids(config, 200)
+    whole = engine.logits(ids)
+    for n in (1, 2, 15, 16, 17, 63, 64, 65, 127, 130, 199):
+        assert np.array_equal(engine.logits(ids[:n]), whole[:n])
+
+
+def test_decoding_continues_the_logits_of_the_whole(config, engine):
+    """Greedy tokens found one by one are the arg-max of one prefill over all of them."""
+    prompt = random_ids(config, 70)
+    tokens = generate(engine, prompt, 100)
+    logits = engine.logits(np.concatenate([prompt, tokens]))
+    assert tokens == logits[69:-1].argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("params", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, params):
+    lengths = [1, 2, 17, 63, 64, 65, 130, 200, 5, 90]
+    prompts = [random_ids(config, n, seed=n) for n in lengths]
+    alone = [generate(engine, p, 40, **params) for p in prompts]
+    for order in (range(10), reversed(range(10))):
+        order = list(order)
+        requests = [
+            engine.submit(prompts[i], max_new_tokens=40, **(GREEDY | params)) for i in order
+        ]
+        assert run(engine, requests) == [alone[i] for i in order]
+
+
+def test_a_request_is_the_same_when_others_join_and_leave(config, engine):
+    prompt = random_ids(config, 30)
+    alone = generate(engine, prompt, 60, **SAMPLED)
+    request = engine.submit(prompt, max_new_tokens=60, **(GREEDY | SAMPLED))
+    others, tokens = [], []
+    for step in range(1000):
+        if step % 3 == 0:
+            ids = random_ids(config, 20 + step % 100, seed=step)
+            others.append(engine.submit(ids, max_new_tokens=5, **GREEDY))
+        if step % 4 == 3:
+            engine.release(others.pop(0))
+        for _, token, finish in engine.advance([request, *others]):
+            if _ == request:
+                tokens.append(token)
+        if len(tokens) == 60:
+            break
+    for other in [request, *others]:
+        engine.release(other)
+    assert tokens == alone
+
+
+def test_every_block_returns_to_the_pool(config, tensors):
+    engine = make_engine(config, tensors)
+    free = engine.free_blocks
+    for n in range(20):
+        requests = [
+            engine.submit(random_ids(config, 10 + i), max_new_tokens=10, **GREEDY) for i in range(8)
+        ]
+        for _ in range(n % 5):
+            engine.advance(requests)
+        for request in requests:
+            engine.release(request)
+    assert engine.free_blocks == free
+
+
+def test_more_requests_than_blocks_wait_for_their_turn(config, tensors):
+    engine = make_engine(config, tensors, kv_cache_bytes=0)  # one context: 5 blocks
+    prompts = [random_ids(config, 20 + i, seed=i) for i in range(12)]
+    requests = [engine.submit(p, max_new_tokens=60, **GREEDY) for p in prompts]
+    together = run(engine, requests)
+    assert together == [generate(engine, p, 60) for p in prompts]
+    assert engine.free_blocks == 5
+
+
+def test_a_pool_held_by_unread_streams_is_an_error_not_a_hang(config, tensors):
+    from gptx.errors import OutOfMemoryError
+
+    engine = make_engine(config, tensors, kv_cache_bytes=0)
+    paused = engine.submit(random_ids(config, 200), max_new_tokens=100, **GREEDY)
+    engine.advance([paused])
+    waiting = engine.submit(random_ids(config, 100), max_new_tokens=100, **GREEDY)
+    engine.advance([paused])  # the paused stream goes on, the other one waits
+    engine.release(paused)
+    assert run(engine, [waiting])[0]
+    blocked = engine.submit(random_ids(config, 200), max_new_tokens=100, **GREEDY)
+    engine.advance([blocked])
+    waiting = engine.submit(random_ids(config, 100), max_new_tokens=100, **GREEDY)
+    # `blocked` is stepped once on behalf of `waiting`; then its event waits for its reader.
+    with pytest.raises(OutOfMemoryError, match="unfinished streams"):
+        engine.advance([waiting])
+    engine.release(waiting)
+    engine.release(blocked)
+
+
+def test_generation_ends_exactly_at_the_context(config, engine):
+    tokens = generate(engine, random_ids(config, 310), 100)
+    assert len(tokens) == 10
+
+
+def test_end_tokens_stop_and_min_new_tokens_holds_them_back(config, engine):
+    prompt = random_ids(config, 12)
+    free = generate(engine, prompt, 30)
+    end = free[10]
+    stopped = generate(engine, prompt, 30, end_tokens=[end])
+    assert stopped == free[: free.index(end)]
+    held = generate(engine, prompt, 30, end_tokens=[end], min_new_tokens=30)
+    assert len(held) == 30
+    assert end not in held
+
+
+def test_nan_weights_fail_only_with_the_reason_non_finite(config, tensors):
+    broken = dict(tensors)
+    broken["wte.weight"] = tensors["wte.weight"].copy()
+    broken["wte.weight"][5] = np.nan
+    engine = make_engine(config, broken)
+    request = engine.submit([1, 2, 3], max_new_tokens=3, **GREEDY)
+    assert engine.advance([request]) == [(request, -1, "non_finite")]
+
+
+def test_the_core_refuses_ids_outside_the_vocabulary(config, engine):
+    from gptx.errors import ParameterError
+
+    for ids in ([-1], [config.vocab_size], [0, 2**31 - 1], []):
+        with pytest.raises(ParameterError, match="ids"):
+            engine.logits(np.array(ids, np.int32))
+    with pytest.raises(ParameterError, match="ids"):
+        engine.logits(np.zeros(config.block_size + 1, np.int32))
+
+
+def test_a_missing_or_short_tensor_is_named(config, tensors):
+    from gptx.errors import ParameterError
+    from models import stored
+
+    packed = stored(config, tensors)
+    for name in ("h.1.mlp.c_fc.weight", "ln_f.bias", "wpe.weight"):
+        with pytest.raises(ParameterError, match=name):
+            _core.Engine(
+                config.to_dict(), "float32", {k: v for k, v in packed.items() if k != name}
+            )
+        with pytest.raises(ParameterError, match=name):
+            _core.Engine(config.to_dict(), "float32", packed | {name: packed[name].ravel()[:-1]})
