@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "core/aligned_buffer.h"
+#include "core/batch.h"
+#include "core/config.h"
 #include "core/thread_team.h"
 #include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
-#include "model/batch.h"
-#include "model/config.h"
 
 namespace gptx::cpu {
 

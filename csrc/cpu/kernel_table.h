@@ -20,7 +20,7 @@ constexpr size_t round_up(size_t n, size_t multiple) {
 enum class Activation : uint8_t { kNone, kGeluNew, kGelu, kRelu };
 
 // out = f(act * weight^T + bias), or out += act * weight^T + bias where `add` is set.
-// Each output is one chain of fused multiply-adds, k ascending, for any number of rows.
+// Each output is summed in one order, k ascending, for any number of rows (matmul_f32.h).
 struct LinearF32 {
   float* out;           // [rows, out_stride], whole panels are written
   size_t out_stride;

@@ -7,7 +7,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/thread_team.h"
-#include "model/weights.h"
+#include "core/weights.h"
 
 namespace gptx::cpu {
 

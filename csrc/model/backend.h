@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <span>
 
-#include "model/batch.h"
+#include "core/batch.h"
 
 namespace gptx {
 

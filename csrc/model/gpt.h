@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "core/config.h"
 #include "model/backend.h"
-#include "model/config.h"
 
 namespace gptx {
 

@@ -7,9 +7,9 @@
 #include <span>
 #include <string>
 
-#include "model/batch.h"
-#include "model/config.h"
-#include "model/weights.h"
+#include "core/batch.h"
+#include "core/config.h"
+#include "core/weights.h"
 
 namespace gptx {
 

@@ -69,7 +69,7 @@ inline void attend_group(const AttentionF32& t, size_t first, size_t rows) {
   for (size_t b = 0; b <= last_block; ++b) {
     const float* const keys = t.blocks[b];
     const float* const values = keys + kBlock * width;
-    matmul<false>({.out = scores, .out_stride = kBlock, .act = query, .act_stride = width,
+    matmul<Into::kStore>({.out = scores, .out_stride = kBlock, .act = query, .act_stride = width,
                    .panels = keys, .panel_stride = depth * kPanel, .depth = depth},
                   rows, kBlock / kPanel);
     // In its own block a row sees the positions up to its own, elsewhere the whole block.
@@ -80,7 +80,7 @@ inline void attend_group(const AttentionF32& t, size_t first, size_t rows) {
     }
     TileTask mix{.out = gathered, .out_stride = width, .act = scores, .act_stride = kBlock,
                  .panels = values, .panel_stride = kBlock * kPanel, .depth = visible};
-    matmul<true>(mix, rows, width / kPanel);
+    matmul<Into::kContinue>(mix, rows, width / kPanel);
     // The later rows of the diagonal block see more positions; hidden ones are never multiplied.
     for (size_t i = 1; i < rows * step; ++i) {
       TileTask rest = mix;
@@ -88,7 +88,7 @@ inline void attend_group(const AttentionF32& t, size_t first, size_t rows) {
       rest.act += i * kBlock + visible;
       rest.panels += visible * kPanel;
       rest.depth = i;
-      matmul<true>(rest, 1, width / kPanel);
+      matmul<Into::kContinue>(rest, 1, width / kPanel);
     }
   }
 

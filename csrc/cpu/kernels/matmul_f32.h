@@ -1,5 +1,6 @@
-// The register-tiled float32 matmul. The whole depth stays in registers: no K blocking, one
-// accumulator per output, k ascending, hence the same bits for 1 row or 1000.
+// The register-tiled float32 matmul. Every output is computed in one order, whatever the number of
+// rows: k ascending, one chain of fused multiply-adds per kDepthBlock inputs, the chains' results
+// added in order. Short chains keep the rounding error below that of one long chain.
 //
 //   act [rows, depth]          panels [N/16, depth, 16]      tile
 //   a00 a01 a02 ...            |16 columns|16 columns|...    MR rows x NV panels, in registers
@@ -13,6 +14,9 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
+// Inputs of one chain.
+inline constexpr size_t kDepthBlock = 128;
+
 // Where the operands of one tile lie; strides in floats.
 struct TileTask {
   float* out;
@@ -24,19 +28,23 @@ struct TileTask {
   size_t depth;
 };
 
-// out[MR, NV * 16] = (kAccumulate ? out : 0) + act * panels
-template <int MR, int NV, bool kAccumulate>
+// What becomes of the products of a tile.
+enum class Into {
+  kStore,     // out = sum
+  kAdd,       // out = out + sum
+  kContinue,  // the chain goes on from out
+};
+
+// out[MR, NV * 16] <- act * panels
+template <int MR, int NV, Into kInto>
 void tile(const TileTask& t) {
   F32x16 acc[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      if constexpr (kAccumulate) {
-        acc[i][j] = load(t.out + static_cast<size_t>(i) * t.out_stride + 16 * static_cast<size_t>(j));
-      } else {
-        acc[i][j] = broadcast(0.0f);
-      }
+      const float* const out = t.out + static_cast<size_t>(i) * t.out_stride;
+      acc[i][j] = kInto == Into::kContinue ? load(out + kPanel * j) : broadcast(0.0f);
     }
   }
   const float* act = t.act;
@@ -56,7 +64,8 @@ void tile(const TileTask& t) {
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      store(t.out + static_cast<size_t>(i) * t.out_stride + 16 * static_cast<size_t>(j), acc[i][j]);
+      float* const out = t.out + static_cast<size_t>(i) * t.out_stride + kPanel * j;
+      store(out, kInto == Into::kAdd ? load(out) + acc[i][j] : acc[i][j]);
     }
   }
 }
@@ -64,20 +73,20 @@ void tile(const TileTask& t) {
 inline constexpr int kMaxPanels = kRowPanels > kTilePanels ? kRowPanels : kTilePanels;
 
 // A tile of one row may be wider than the others: it has registers to spare.
-template <bool kAccumulate, int MR, int NV>
+template <Into kInto, int MR, int NV>
 constexpr auto tile_or_null() -> void (*)(const TileTask&) {
-  if constexpr (NV <= (MR == 1 ? kMaxPanels : kTilePanels)) return tile<MR, NV, kAccumulate>;
+  if constexpr (NV <= (MR == 1 ? kMaxPanels : kTilePanels)) return tile<MR, NV, kInto>;
   return nullptr;
 }
 
-template <bool kAccumulate>
+template <Into kInto>
 struct Tiles {
   using Function = void (*)(const TileTask&);
   Function at[kTileRows][kMaxPanels];
 
   template <int MR, int NV>
   static constexpr void fill(Tiles& tiles) {
-    tiles.at[MR - 1][NV - 1] = tile_or_null<kAccumulate, MR, NV>();
+    tiles.at[MR - 1][NV - 1] = tile_or_null<kInto, MR, NV>();
     if constexpr (NV > 1) fill<MR, NV - 1>(tiles);
     else if constexpr (MR > 1) fill<MR - 1, kMaxPanels>(tiles);
   }
@@ -88,8 +97,8 @@ struct Tiles {
   }
 };
 
-template <bool kAccumulate>
-inline constexpr Tiles<kAccumulate> kTiles = Tiles<kAccumulate>::make();
+template <Into kInto>
+inline constexpr Tiles<kInto> kTiles = Tiles<kInto>::make();
 
 // Calls f(row, rows, panel, panels) for the tiles that cover rows x panels, panels outermost.
 template <class F>
@@ -103,15 +112,15 @@ inline void for_each_tile(size_t rows, size_t panel_begin, size_t panel_end, F f
   }
 }
 
-// out[rows, panels * 16] = (kAccumulate ? out : 0) + act * panels, without an epilogue.
-template <bool kAccumulate>
+// out[rows, panels * 16] <- act * panels, in one chain and without an epilogue.
+template <Into kInto>
 inline void matmul(const TileTask& t, size_t rows, size_t panels) {
   for_each_tile(rows, 0, panels, [&](size_t r, size_t n_rows, size_t p, size_t n_panels) {
     TileTask part = t;
     part.out += r * t.out_stride + p * kPanel;
     part.act += r * t.act_stride;
     part.panels += p * t.panel_stride;
-    kTiles<kAccumulate>.at[n_rows - 1][n_panels - 1](part);
+    kTiles<kInto>.at[n_rows - 1][n_panels - 1](part);
   });
 }
 
@@ -140,13 +149,16 @@ inline void linear_f32(const LinearF32& t, size_t panel_begin, size_t panel_end)
   alignas(64) float sums[kTileRows * kWidth];
   const size_t panel_stride = t.depth * kPanel;
   for_each_tile(t.rows, panel_begin, panel_end, [&](size_t r, size_t rows, size_t p, size_t panels) {
-    kTiles<false>.at[rows - 1][panels - 1]({.out = sums,
-                                            .out_stride = kWidth,
-                                            .act = t.act + r * t.act_stride,
-                                            .act_stride = t.act_stride,
-                                            .panels = t.panels + p * panel_stride,
-                                            .panel_stride = panel_stride,
-                                            .depth = t.depth});
+    for (size_t k = 0; k < t.depth; k += kDepthBlock) {
+      const auto& tiles = k == 0 ? kTiles<Into::kStore>.at : kTiles<Into::kAdd>.at;
+      tiles[rows - 1][panels - 1]({.out = sums,
+                                   .out_stride = kWidth,
+                                   .act = t.act + r * t.act_stride + k,
+                                   .act_stride = t.act_stride,
+                                   .panels = t.panels + p * panel_stride + k * kPanel,
+                                   .panel_stride = panel_stride,
+                                   .depth = t.depth - k < kDepthBlock ? t.depth - k : kDepthBlock});
+    }
     for (size_t i = 0; i < rows; ++i) {
       finish_row(t, t.out + (r + i) * t.out_stride + p * kPanel, sums + i * kWidth,
                  t.bias + p * kPanel, panels * kPanel);
