@@ -1,11 +1,11 @@
 """The engine's promises: the same request gives the same bits, however it is computed."""
 
 import numpy as np
-import oracle
 import pytest
-from models import GREEDY, generate, make_config, make_engine, random_tensors, run
 
+import oracle
 from gptx import _core
+from models import GREEDY, generate, make_config, make_engine, random_tensors, run
 
 SAMPLED = dict(temperature=0.9, top_k=20, top_p=0.9, seed=7)
 
@@ -128,8 +128,8 @@ def test_a_request_is_the_same_when_others_join_and_leave(config, engine):
             others.append(engine.submit(ids, max_new_tokens=5, **GREEDY))
         if step % 4 == 3:
             engine.release(others.pop(0))
-        for _, token, finish in engine.advance([request, *others]):
-            if _ == request:
+        for owner, token, _finish in engine.advance([request, *others]):
+            if owner == request:
                 tokens.append(token)
         if len(tokens) == 60:
             break
