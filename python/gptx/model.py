@@ -398,7 +398,7 @@ def load(
         kv_cache_bytes = min(memory // 4, _KV_CACHE_BYTES)
     elif type(kv_cache_bytes) is not int or kv_cache_bytes < 0:
         raise ParameterError("kv_cache_bytes", kv_cache_bytes, "a number of bytes")
-    source = _open(Path(_demo_path() if path is None else path), verify=verify)
+    source = _open(Path(demo_path() if path is None else path), verify=verify)
     return Model(
         source,
         device=device,
@@ -422,7 +422,7 @@ def generate(
         model: a path or a `Model`; default the environment's GPTX_MODEL, else the demo.
     """
     if not isinstance(model, Model):
-        path = model or os.environ.get("GPTX_MODEL") or _demo_path()
+        path = model or os.environ.get("GPTX_MODEL") or demo_path()
         model = _cached(Path(path))
     return model.generate(prompt, params, **changes)
 
@@ -435,7 +435,7 @@ def _open(path: Path, *, verify: bool) -> modelfile.ModelFile:
     return convert_in_memory(path)
 
 
-def _demo_path() -> Path:
+def demo_path() -> Path:
     return Path(__file__).parent / "demo" / "demo.gptx"
 
 
