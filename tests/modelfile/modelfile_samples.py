@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 import numpy as np
+
 from gptx import modelfile
 from gptx.config import GPTConfig
 from gptx.modelfile import header

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from gptx import _core
 from xxh64 import tree, xxh64
 

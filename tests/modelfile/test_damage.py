@@ -8,9 +8,10 @@ from bisect import bisect_right
 from pathlib import Path
 
 import pytest
+from modelfile_samples import TINY, weights
+
 from gptx import modelfile
 from gptx.errors import ModelFileError
-from modelfile_samples import TINY, weights
 
 
 @pytest.fixture(scope="module", params=modelfile.DTYPES)
@@ -43,11 +44,12 @@ class Fields:
         for key, value in metadata.items():
             at = text.index(f'"{key}":', at)
             self._add(at, f"__metadata__.{key}")
+            end = text.index(json.dumps(value), at) + len(json.dumps(value))
             if key in ("config", "checksums"):
                 for name in json.loads(value):
                     at = text.index(f'\\"{name}\\":', at)
                     self._add(at, f"__metadata__.{key}.{name}")
-            at = text.index(json.dumps(value)[-20:], at)
+            at = end
         for name in entries:
             at = text.index(f'"{name}":{{', at)
             self._add(at, name)
@@ -79,20 +81,29 @@ def _check_flips(data: bytes, bits: list[int]) -> None:
         byte = bit // 8
         damaged[byte] ^= 1 << bit % 8
         error = _error(bytes(damaged))
-        damaged[byte] ^= 1 << bit % 8
         known = fields.around(byte)
-        assert error.field in known or fields.at(byte) + "." in error.field, (byte, bit % 8, error)
+        if damaged[byte] in b'"\\' or data[byte] in b'"\\,':
+            # A quote or comma lost or gained ends a JSON text: the text as a whole is named.
+            known |= {".".join(name.split(".")[:2]) for name in known}
+        damaged[byte] ^= 1 << bit % 8
+        assert error.field in known, (byte, bit % 8)
 
 
+def _step(data: bytes) -> int:
+    """All bits of the int8 file; of the others, which share its code, a sample."""
+    return 1 if modelfile.read_buffer(data).dtype == "int8" else 11
+
+
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_header_names_its_field(data: bytes) -> None:
     start = 8 + int.from_bytes(data[:8], "little")
-    _check_flips(data, list(range(8 * start)))
+    _check_flips(data, list(range(0, 8 * start, _step(data))))
 
 
-def test_flipped_bits_of_tensors_name_the_tensor(data: bytes) -> None:
+@pytest.mark.slow
+def test_every_flipped_bit_of_the_tensors_names_the_tensor(data: bytes) -> None:
     start = 8 + int.from_bytes(data[:8], "little")
-    step = 1 if modelfile.read_buffer(data).dtype == "int8" else 13
-    _check_flips(data, list(range(8 * start, 8 * len(data), step)))
+    _check_flips(data, list(range(8 * start, 8 * len(data), _step(data))))
 
 
 def test_every_cut_is_a_wrong_file_size(data: bytes) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from modelfile_samples import AWKWARD, MANY_HEADS, TINY, header_of, rebuild, weights
+
 from gptx import modelfile
 from gptx.config import GPTConfig
 from gptx.errors import ConvertError, ModelFileError, ParameterError
 from gptx.quantize import dequantize_rows, expand_bfloat16, quantize_rows, round_bfloat16
-from modelfile_samples import AWKWARD, MANY_HEADS, TINY, header_of, rebuild, weights
 from xxh64 import tree, xxh64
 
 CONFIGS = [TINY, AWKWARD, MANY_HEADS]

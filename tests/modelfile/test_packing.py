@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from gptx.packing import (
     from_head_major,
     head_major_rows,

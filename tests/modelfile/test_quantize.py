@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from gptx.quantize import dequantize_rows, expand_bfloat16, quantize_rows, round_bfloat16
 
 TINY = np.finfo(np.float32).smallest_normal

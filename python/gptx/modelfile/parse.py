@@ -31,14 +31,14 @@ _CONFIG_KEYS = tuple(sorted(field.name for field in fields(GPTConfig)))
 _MAX_KEYS = 64
 _METADATA = "__metadata__"
 _PREFIX = '{"__metadata__":'
-_CHECKSUM = re.compile(r'"([A-Za-z0-9_.]{1,256})":"([0-9a-f]{16})"([,}])')
-_NAME = re.compile(r'"([A-Za-z0-9_.]{1,256})"')
+_DIGITS = re.compile('[0-9a-f]{16}"')
+_CHECKSUM_KEY = re.compile(r'"([^"]*)":')
 _TENSOR = re.compile(
     r',"([^"\\]{1,256})":\{"dtype":"([^"\\]{0,16})","shape":\[([0-9,]{0,256})\],'
     r'"data_offsets":\[([0-9,]{0,256})\]\}'
 )
 _PART_KEY = re.compile(r'[,{]"([A-Za-z0-9_]{1,32})":')
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(strict=False)
 
 Fail = Callable[[str, int, object, object], NoReturn]
 
@@ -79,14 +79,15 @@ class _HeaderReader:
         pairs, end = self._read_metadata()
         metadata = {pair.key: str(pair.value) for pair in pairs}
         at = {pair.key: pair.value_at for pair in pairs}
-        checksums = self._read_checksums(metadata["checksums"], at["checksums"])
         values = self._read_config(metadata["config"], at["config"])
-        self._check_values(metadata, values, checksums, at)
+        names = self._check_values(metadata, values, at)
         config, dtype = self._check_meaning(metadata, values, at)
         tensors = stored_tensors(config, dtype)
+        names += [tensor.name for tensor in tensors]
+        checksums = self._read_checksums(metadata["checksums"], at["checksums"], sorted(names))
+        # Not earlier: an odd spelling inside the checksums or the config has a more exact name.
+        _check_spelling(self.text, pairs, self._fail, _METADATA)
         self._check_tensors(end, spec.encode(metadata, tensors), tensors)
-        names = [*spec.value_digests(metadata, values), *(tensor.name for tensor in tensors)]
-        self._check_checksum_names(list(checksums), sorted(names), at["checksums"])
         start = 8 + self.length
         self._check_size(start + tensors[-1].end)
         return Header(
@@ -135,6 +136,8 @@ class _HeaderReader:
             self.text, len(_PREFIX), METADATA_KEYS, self._fail, _METADATA, strings=True
         )
         self._check_version({pair.key: pair for pair in reversed(pairs)})
+        if self.text[end : end + 1] not in ",}":
+            self._fail(f"{_METADATA}.{pairs[-1].key}", end, "','", self.text[end : end + 80])
         _check_keys(pairs, METADATA_KEYS, self._fail, _METADATA)
         for pair in pairs:
             large = pair.key in ("tokenizer", "checksums")
@@ -154,30 +157,25 @@ class _HeaderReader:
                 remedy = "a newer gptx may read this file"
             self._fail(f"{_METADATA}.{key}", pair.value_at, repr(expected), pair.value, remedy)
 
-    def _read_checksums(self, text: str, at: int) -> dict[str, str]:
-        field = f"{_METADATA}.checksums"
+    def _read_checksums(self, text: str, at: int, names: list[str]) -> dict[str, str]:
         checksums: dict[str, str] = {}
-        index = 1
-        more = text.startswith("{")
-        while more and (entry := _CHECKSUM.match(text, index)):
-            if entry[1] in checksums:
-                self._fail(f"{field}.{entry[1]}", at, "one entry", "a second")
-            checksums[entry[1]] = entry[2]
-            index = entry.end()
-            more = entry[3] == ","
-        if more or index != len(text):
-            name = _NAME.match(text, index)
-            field += f".{name[1]}" if name else ""
-            self._fail(field, at, "a name and 16 hex digits for each", text[index : index + 80])
+        index = 0
+        for name in names:
+            begin = f'{"," if checksums else "{"}"{name}":"'
+            value = text[index + len(begin) : index + len(begin) + 17]
+            if not text.startswith(begin, index) or not _DIGITS.fullmatch(value):
+                break
+            checksums[name] = value[:16]
+            index += len(begin) + 17
+        if len(checksums) < len(names) or text[index:] != "}":
+            found = _CHECKSUM_KEY.findall(text)
+            wrong = _first_difference(found, names)
+            name = names[min(len(checksums), len(names) - 1)]
+            name = name if wrong is None else _at_fault(found, names, wrong)
+            place = at + len(dump(text[:index])) - 1
+            expected = "16 hex digits for each value and tensor"
+            self._fail(f"{_METADATA}.checksums.{name}", place, expected, text[index : index + 80])
         return checksums
-
-    def _check_checksum_names(self, found: list[str], expected: list[str], at: int) -> None:
-        index = _first_difference(found, expected)
-        if index is None:
-            return
-        name = _at_fault(found, expected, index)
-        field = f"{_METADATA}.checksums.{name}"
-        self._fail(field, at, _item(expected, index), _item(found, index))
 
     def _read_config(self, text: str, at: int) -> dict[str, object]:
         def fail(field: str, index: int, expected: object, found: object) -> NoReturn:
@@ -189,29 +187,28 @@ class _HeaderReader:
             fail(prefix, 0, "an object", text)
         pairs, end = _scan_object(text, 0, _CONFIG_KEYS, fail, prefix)
         _check_keys(pairs, _CONFIG_KEYS, fail, prefix)
+        _check_spelling(text, pairs, fail, prefix)
         if end != len(text):
             fail(prefix, end, "nothing after the object", text[end:])
         return {pair.key: pair.value for pair in pairs}
 
     def _check_values(
-        self,
-        metadata: dict[str, str],
-        config: dict[str, object],
-        checksums: dict[str, str],
-        at: dict[str, int],
-    ) -> None:
-        """Checksum of each value; where one differs, the header's tells which side is damaged."""
-        for name, value in spec.value_digests(metadata, config).items():
-            found = checksums.get(name)
-            if found == value:
+        self, metadata: dict[str, str], config: dict[str, object], at: dict[str, int]
+    ) -> list[str]:
+        """Checksum of each value; where one differs, the header's tells which side is damaged.
+
+        Returns the names of the values. A missing entry is left to `_read_checksums`.
+        """
+        digests = spec.value_digests(metadata, config)
+        for name, value in digests.items():
+            entry = re.search(rf'"{re.escape(name)}":"(.{{16}})"', metadata["checksums"])
+            if entry is None or entry[1] == value:
                 continue
-            entry = f"{_METADATA}.checksums.{name}"
-            if found is None:
-                self._fail(entry, at["checksums"], "an entry", "none")
             if entry_is_damaged(self.head[: 8 + self.length], name, value, metadata):
-                self._fail(entry, at["checksums"], value, found)
-            key = name.split(".")[1]
-            self._fail(name, at[key], f"a value with checksum {found}", value)
+                field = f"{_METADATA}.checksums.{name}"
+                self._fail(field, at["checksums"], value, entry[1])
+            self._fail(name, at[name.split(".")[1]], f"a value with checksum {entry[1]}", value)
+        return list(digests)
 
     def _check_meaning(
         self, metadata: dict[str, str], values: dict[str, object], at: dict[str, int]
@@ -245,7 +242,7 @@ class _HeaderReader:
             self._fail("header_length", -8, len(expected), self.length)
 
     def _fail_tensor(self, at: int, expected: str, tensors: tuple[StoredTensor, ...]) -> NoReturn:
-        found_names = [match[1] for match in _TENSOR.finditer(self.text, at, at + len(expected))]
+        found_names = [match[1] for match in _TENSOR.finditer(self.text, at, self.length)]
         for index, tensor in enumerate(tensors):
             entry = "," + spec.tensor_entry(tensor)
             if self.text.startswith(entry, at):
@@ -276,14 +273,14 @@ class _HeaderReader:
         index = next((i for i, c in enumerate(found) if c != entry[i]), len(found))
         begins = [entry.index(f'"{part}"') - 1 for part in _PARTS]
         field = tensor.name
-        if index > begins[0]:
-            keys = _PART_KEY.findall(self.text[at : at + 512].partition("}")[0])
-            wrong = _first_difference(keys, _PARTS)
-            if wrong is None:
-                wrong = sum(begin <= index for begin in begins) - 1
-                field += f".{_PARTS[wrong]}"
-            else:
-                field += f".{_at_fault(keys, _PARTS, wrong)}"
+        part = sum(begin <= index for begin in begins) - 1
+        if part >= 0:
+            name = _PARTS[part]
+            if index < begins[part] + len(name) + 4:
+                keys = _PART_KEY.findall(self.text[at : at + 512].partition("}")[0])
+                wrong = _first_difference(keys, _PARTS)
+                name = name if wrong is None else _at_fault(keys, _PARTS, wrong)
+            field += f".{name}"
         self._fail(field, at + index, entry[index : index + 80], found[index : index + 80])
 
 
@@ -305,7 +302,7 @@ def header_digest(head: bytes) -> str:
 
 def entry_is_damaged(head: bytes, name: str, value: str, metadata: dict[str, str]) -> bool:
     """Whether the header's checksum matches once the entry of one value is set right."""
-    pattern = re.compile(rb'\\"' + re.escape(name).encode() + rb'\\":\\"[0-9a-f]{16}\\"')
+    pattern = re.compile(rb'\\"' + re.escape(name).encode() + rb'\\":\\".{16}\\"')
     repaired = pattern.sub(f'\\\\"{name}\\\\":\\\\"{value}\\\\"'.encode(), head, count=1)
     return header_digest(repaired) == metadata["header_checksum"]
 
@@ -313,7 +310,7 @@ def entry_is_damaged(head: bytes, name: str, value: str, metadata: dict[str, str
 def _scan_object(
     text: str, at: int, keys: Sequence[str], fail: Fail, prefix: str, *, strings: bool = False
 ) -> tuple[list[_Pair], int]:
-    """Takes one object apart; spelling is checked here, the set of keys by the caller.
+    """Takes one object apart; which keys there are and how they are spelled is not its business.
 
     Returns the pairs in their order and the index after the closing brace.
     """
@@ -324,6 +321,9 @@ def _scan_object(
         if len(pairs) == _MAX_KEYS or (not pairs and text[at : at + 1] != "{"):
             fail(prefix, at, f"an object of at most {_MAX_KEYS} keys", text[at : at + 80])
         key_at = at + 1
+        if pairs and text[key_at : key_at + 1] == "\\":
+            # An escaped quote can only be the rest of the value before, which ended too early.
+            field = f"{prefix}.{pairs[-1].key}"
         key, at = _scan_value(text, key_at, fail, field, strings=True)
         if str(key) in keys:
             field = f"{prefix}.{key}"
@@ -343,13 +343,10 @@ def _scan_value(text: str, at: int, fail: Fail, field: str, *, strings: bool) ->
         fail(field, at, "a string", text[at : at + 80])
     try:
         value, end = _DECODER.raw_decode(text, at)
-        canonical = dump(value)
         if strings:
             value.encode()
     except (ValueError, RecursionError):
         fail(field, at, "JSON", text[at : at + 80])
-    if text[at:end] != canonical:
-        fail(field, at, canonical[:80], text[at : min(end, at + 80)])
     return value, end
 
 
@@ -361,6 +358,17 @@ def _check_keys(pairs: list[_Pair], keys: Sequence[str], fail: Fail, prefix: str
     at = pairs[min(index, len(pairs) - 1)].key_at
     name = _at_fault(found, keys, index)
     fail(f"{prefix}.{name}", at, _item(keys, index), _item(found, index))
+
+
+def _check_spelling(text: str, pairs: list[_Pair], fail: Fail, prefix: str) -> None:
+    for pair in pairs:
+        try:
+            expected = f"{dump(pair.key)}:{dump(pair.value)}"
+        except (ValueError, RecursionError):
+            expected = "a finite value"
+        found = text[pair.key_at : pair.end]
+        if found != expected:
+            fail(f"{prefix}.{pair.key}", pair.key_at, expected[:80], found[:80])
 
 
 def _first_difference(found: Sequence[str], expected: Sequence[str]) -> int | None:
@@ -378,8 +386,7 @@ def _at_fault(found: Sequence[str], expected: Sequence[str], index: int) -> str:
     """Which name is wrong where two lists first differ: a doubled, an added or a missing one."""
     if index >= len(expected):
         return found[index]
-    if index >= len(found):
-        return expected[index]
-    doubled = found[index] in expected[:index]
-    added = found[index] not in expected and expected[index] in found[index:]
-    return found[index] if doubled or added else expected[index]
+    too_many = len(found) > len(expected)
+    if too_many and (found[index] in expected[:index] or found[index] not in expected):
+        return found[index]
+    return expected[index]
