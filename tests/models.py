@@ -110,3 +110,34 @@ def canonical_of(model_file):
         name: restore(model_file.config, model_file.dtype, name, model_file.tensors)
         for name in canonical_shapes(model_file.config)
     }
+
+
+END = "<|endoftext|>"
+
+
+def byte_tokenizer_spec():
+    """One token per byte, and the end token as id 256."""
+    from gptx.tokenizer import TokenizerSpec
+
+    return TokenizerSpec(
+        kind="bpe",
+        tokens=(*(bytes([i]) for i in range(256)), None),
+        pattern=r" ?\p{L}+|\s+|[^\s\p{L}]+",
+        special_tokens={END: 256},
+    )
+
+
+def write_model(path, tensors=None, dtype="float32", **changes):
+    """A random model with the byte tokenizer as a .gptx file; returns its config."""
+    from gptx import modelfile
+
+    config = make_config(**({"vocab_size": 257} | changes))
+    modelfile.write(
+        path,
+        config,
+        random_tensors(config) if tensors is None else tensors,
+        dtype=dtype,
+        tokenizer=byte_tokenizer_spec(),
+        generation={"eos_token_id": 256},
+    )
+    return config

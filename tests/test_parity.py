@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from models import as_transformers, canonical_of, generate, make_config, make_engine, random_tensors
 
 torch = pytest.importorskip("torch")
@@ -89,19 +90,17 @@ def trained():
 
     source = modelfile.read(demo_path())
     tensors = canonical_of(source)
-    return source.config, make_engine(source.config, tensors), as_transformers(
-        source.config, tensors
+    return (
+        source.config,
+        make_engine(source.config, tensors),
+        as_transformers(source.config, tensors),
     )
 
 
-PROMPTS = [
-    f"{opening} {rest}"
-    for opening in ("Once upon a time", "The king said", "In the forest", "《春夜》", "话说")
-    for rest in (
-        "there lived", "a little", "he was", "the princess", "and so", "明月", "山中", "一日", "何处",
-        "the old woman",
-    )
-]  # fmt: skip
+OPENINGS = ("Once upon a time", "The king said", "In the forest", "《春夜》", "话说")
+ENGLISH = ("there lived", "a little", "he was", "the princess", "and so", "the old woman")
+CHINESE = ("明月", "山中", "一日", "何处")
+PROMPTS = [f"{opening} {rest}" for opening in OPENINGS for rest in ENGLISH + CHINESE]
 
 
 def test_logits_of_the_trained_model_equal_those_of_transformers(trained):
@@ -112,7 +111,7 @@ def test_logits_of_the_trained_model_equal_those_of_transformers(trained):
 def test_greedy_text_of_the_trained_model_equals_that_of_transformers(trained):
     import gptx
 
-    config, engine, model = trained
+    _, engine, model = trained
     tokenizer = gptx.load().tokenizer
     assert len(PROMPTS) == 50
     for prompt in PROMPTS:

@@ -1,9 +1,9 @@
 """Attention over KV blocks against float64."""
 
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from gptx import _core
 
 ISAS = _core.usable_isas()

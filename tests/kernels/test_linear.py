@@ -1,9 +1,9 @@
 """The packed matmul against float64, and against itself on every ISA."""
 
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from gptx import _core
 from gptx.packing import pack_panels, pad_end, padded
 

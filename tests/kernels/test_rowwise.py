@@ -1,9 +1,9 @@
 """Layer norm, activations and exp against float64."""
 
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from gptx import _core
 from gptx.packing import pad_end, padded
 
