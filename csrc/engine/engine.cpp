@@ -9,6 +9,9 @@
 namespace gptx {
 namespace {
 
+// How long a thread waits for another one's step before it looks for signals.
+constexpr std::chrono::milliseconds kLockInterval{10};
+
 size_t blocks_for(size_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 
 }  // namespace
@@ -53,7 +56,10 @@ std::vector<Event> Engine::advance(std::span<const int64_t> requests,
   const Driver driver(drivers_);
   std::vector<Event> events;
   while (!take_events(requests, events)) {
-    const std::lock_guard stepping(locks_->step);
+    std::unique_lock stepping(locks_->step, std::defer_lock);
+    while (!stepping.try_lock_for(kLockInterval)) {
+      if (interrupted && interrupted()) return events;
+    }
     // Another thread's step may have brought what this one waits for.
     if (take_events(requests, events)) break;
     if (!step(requests, interrupted)) break;

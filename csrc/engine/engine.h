@@ -101,8 +101,8 @@ class Engine {
   std::atomic<int> drivers_{0};  // threads inside advance
 
   struct Locks {
-    std::mutex state;  // guards the members above
-    std::mutex step;   // held through a step; taken before `state`
+    std::mutex state;       // guards the members above
+    std::timed_mutex step;  // held through a step; taken before `state`
   };
   std::unique_ptr<Locks> locks_ = std::make_unique<Locks>();
 };
