@@ -1,0 +1,154 @@
+// The core without Python, for the sanitizers: a tiny random model driven by several threads at once,
+// whose results must be those of one thread alone.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/checksum.h"
+#include "core/thread_team.h"
+#include "cpu/isa.h"
+#include "cpu/kernel_table.h"
+#include "engine/engine.h"
+
+namespace {
+
+using namespace gptx;
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "failed: %s\n", what);
+  std::exit(1);
+}
+
+struct Weights {
+  std::vector<std::unique_ptr<std::vector<float>>> storage;
+  WeightSource source;
+  std::mt19937 random{0};
+
+  void add(const std::string& name, size_t floats) {
+    std::uniform_real_distribution<float> values(-0.2f, 0.2f);
+    auto& tensor = *storage.emplace_back(std::make_unique<std::vector<float>>(floats));
+    for (float& x : tensor) x = values(random);
+    source.tensors[name] = std::as_bytes(std::span<const float>(tensor));
+  }
+};
+
+GptConfig tiny_config() {
+  GptConfig c;
+  c.vocab_size = 50;
+  c.block_size = 160;
+  c.n_layer = 2;
+  c.n_head = 3;
+  c.n_embd = 60;
+  c.n_inner = 90;
+  return c;
+}
+
+void fill(Weights& w, const GptConfig& c) {
+  const auto padded = [](size_t n) { return cpu::round_up(n, cpu::kPanel); };
+  const auto linear = [&](const std::string& base, size_t n, size_t k) {
+    w.add(base + ".weight", padded(n) * k);
+    w.add(base + ".bias", padded(n));
+  };
+  const auto norm = [&](const std::string& base) {
+    w.add(base + ".weight", padded(c.n_embd));
+    w.add(base + ".bias", padded(c.n_embd));
+  };
+  w.add("wpe.weight", c.block_size * padded(c.n_embd));
+  for (size_t i = 0; i < c.n_layer; ++i) {
+    const std::string h = "h." + std::to_string(i) + ".";
+    norm(h + "ln_1");
+    linear(h + "attn.c_attn", 3 * c.n_head * padded(c.head_size()), c.n_embd);
+    linear(h + "attn.c_proj", c.n_embd, c.n_embd);
+    norm(h + "ln_2");
+    linear(h + "mlp.c_fc", c.n_inner, c.n_embd);
+    linear(h + "mlp.c_proj", c.n_embd, c.n_inner);
+  }
+  norm("ln_f");
+  w.add("wte.weight", padded(c.vocab_size) * c.n_embd);
+}
+
+std::vector<int32_t> generate(Engine& engine, const std::vector<int32_t>& prompt, uint64_t seed) {
+  RequestParams params;
+  params.sampling.seed = seed;
+  params.sampling.top_k = 10;
+  params.max_new_tokens = 30;
+  const int64_t id = engine.submit(prompt, params);
+  const int64_t ids[] = {id};
+  std::vector<int32_t> tokens;
+  for (bool finished = false; !finished;) {
+    for (const Event& event : engine.advance(ids, {})) {
+      tokens.push_back(event.token);
+      finished = event.finish != Finish::kNone;
+    }
+  }
+  engine.release(id);
+  return tokens;
+}
+
+void engine_gives_every_thread_its_own_result(const std::string& isa, int team) {
+  const GptConfig config = tiny_config();
+  Weights weights;
+  fill(weights, config);
+  const StepLimits limits{.rows = 64, .logit_rows = 8};
+  Engine engine(make_cpu_runner(config, weights.source, limits, 9, team, isa), config, limits, 9);
+
+  std::vector<std::vector<int32_t>> prompts, expected;
+  for (size_t i = 0; i < 5; ++i) {
+    prompts.emplace_back(1 + 23 * i, static_cast<int32_t>(i));
+    expected.push_back(generate(engine, prompts[i], i));
+  }
+  std::vector<std::vector<int32_t>> results(prompts.size());
+  {
+    std::vector<std::jthread> threads;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      threads.emplace_back([&, i] { results[i] = generate(engine, prompts[i], i); });
+    }
+    threads.emplace_back([&] {
+      std::vector<float> logits(prompts[4].size() * config.vocab_size);
+      require(engine.logits(prompts[4], logits.data(), {}), "logits finish");
+    });
+  }
+  require(results == expected, "threads get what they get alone");
+  require(engine.free_blocks() == 9, "every block returns");
+}
+
+void interrupted_steps_leave_the_engine_usable() {
+  const GptConfig config = tiny_config();
+  Weights weights;
+  fill(weights, config);
+  const StepLimits limits{.rows = 64, .logit_rows = 8};
+  Engine engine(make_cpu_runner(config, weights.source, limits, 9, 2, ""), config, limits, 9);
+  const std::vector<int32_t> prompt(100, 7);
+  const std::vector<int32_t> expected = generate(engine, prompt, 1);
+  std::vector<float> logits(prompt.size() * config.vocab_size);
+  for (int i = 0; i < 20; ++i) {
+    static_cast<void>(engine.logits(prompt, logits.data(), [] { return true; }));
+  }
+  require(generate(engine, prompt, 1) == expected, "the same after interruptions");
+  require(engine.free_blocks() == 9, "every block returns after interruptions");
+}
+
+void checksums_do_not_depend_on_the_number_of_threads() {
+  std::vector<std::byte> data(5 * kChecksumChunk + 77, std::byte{3});
+  const Bytes buffers[] = {Bytes(data), Bytes(data).first(100), Bytes()};
+  uint64_t one[3], many[3];
+  tree_checksums(one, buffers, 1);
+  tree_checksums(many, buffers, 4);
+  require(std::equal(one, one + 3, many), "checksums are equal");
+}
+
+}  // namespace
+
+int main() {
+  for (const cpu::KernelTable* table : cpu::usable_kernels()) {
+    for (const int team : {1, 2, 5}) engine_gives_every_thread_its_own_result(table->name, team);
+  }
+  interrupted_steps_leave_the_engine_usable();
+  checksums_do_not_depend_on_the_number_of_threads();
+  std::puts("ok");
+}
