@@ -90,8 +90,8 @@ def _check_flips(data: bytes, bits: list[int]) -> None:
 
 
 def _step(data: bytes) -> int:
-    """All bits of the int8 file; of the others, which share its code, a sample."""
-    return 1 if modelfile.read_buffer(data).dtype == "int8" else 11
+    """1 for the int8 file, all of which is tried; the others share its code and get a sample."""
+    return 1 if modelfile.read_buffer(data).dtype == "int8" else 23
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_every_flipped_bit_of_the_tensors_names_the_tensor(data: bytes) -> None:
 
 
 def test_every_cut_is_a_wrong_file_size(data: bytes) -> None:
-    for size in range(len(data)):
+    for size in range(0, len(data), _step(data)):
         error = _error(data[:size])
         assert error.field == "file size"
         assert error.offset == size

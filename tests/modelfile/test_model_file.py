@@ -14,6 +14,7 @@ from gptx import modelfile
 from gptx.config import GPTConfig
 from gptx.errors import ConvertError, ModelFileError, ParameterError
 from gptx.quantize import dequantize_rows, expand_bfloat16, quantize_rows, round_bfloat16
+from gptx.tokenizer import TokenizerSpec
 from xxh64 import tree, xxh64
 
 CONFIGS = [TINY, AWKWARD, MANY_HEADS]
@@ -165,12 +166,19 @@ def test_fortran_ordered_tensors_give_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.gptx").read_bytes() == (tmp_path / "b.gptx").read_bytes()
 
 
-def test_the_checkpoint_readers_mean_the_same_tensors() -> None:
-    canonical = pytest.importorskip("gptx.checkpoints.canonical")
+def test_canonical_tensors_are_all_the_weights_of_the_model() -> None:
     for config in CONFIGS:
-        names = canonical.canonical_names(config)
-        assert list(names.items()) == list(modelfile.canonical_shapes(config).items())
-        assert sum(math.prod(shape) for shape in names.values()) == config.n_params
+        shapes = modelfile.canonical_shapes(config)
+        assert sum(math.prod(shape) for shape in shapes.values()) == config.n_params
+
+
+def test_a_model_file_is_known_by_its_name_or_its_bytes(tmp_path: Path) -> None:
+    modelfile.write(tmp_path / "odd.name", TINY, weights(TINY))
+    (tmp_path / "damaged.gptx").write_bytes(b"")
+    (tmp_path / "other.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    assert modelfile.is_model_file(tmp_path / "odd.name")
+    assert modelfile.is_model_file(str(tmp_path / "damaged.gptx"))
+    assert not modelfile.is_model_file(tmp_path / "other.safetensors")
 
 
 def test_a_parity_report_is_added_and_removed(tmp_path: Path) -> None:
@@ -279,19 +287,23 @@ def test_verify_finds_values_that_no_writer_writes(
     assert stored == array[index : index + 1 or None].tobytes()
 
 
+def _characters(n: int) -> TokenizerSpec:
+    tokens = tuple(bytes([97 + i]) for i in range(n))
+    return TokenizerSpec(kind="chars", tokens=tokens, pattern="", special_tokens={})
+
+
 def test_a_tokenizer_is_embedded_and_checked(tmp_path: Path) -> None:
-    tokenizer = pytest.importorskip("gptx.tokenizer")
-    spec = tokenizer.from_chars({chr(97 + i): i for i in range(20)})
     path = tmp_path / "m.gptx"
-    modelfile.write(path, TINY, weights(TINY), tokenizer=spec)
-    assert modelfile.verify(path).tokenizer == spec
-    large = tokenizer.from_chars({chr(97 + i): i for i in range(21)})
+    modelfile.write(path, TINY, weights(TINY), tokenizer=_characters(20))
+    model = modelfile.verify(path)
+    assert model.tokenizer == _characters(20)
+    assert dict(modelfile.describe(model))["tokenizer"] == "chars, 20 tokens"
     with pytest.raises(ConvertError, match="21"):
-        modelfile.write(tmp_path / "n.gptx", TINY, weights(TINY), tokenizer=large)
-    for text, found in ((large.to_json(), "20 token ids"), ("{}", "a tokenizer")):
-        model = modelfile.read_buffer(rebuild(path.read_bytes(), {"tokenizer": text}))
+        modelfile.write(tmp_path / "n.gptx", TINY, weights(TINY), tokenizer=_characters(21))
+    for text, found in ((_characters(21).to_json(), "20 token ids"), ("{}", "a tokenizer")):
+        path.write_bytes(rebuild(path.read_bytes(), {"tokenizer": text}))
         with pytest.raises(ModelFileError, match=found) as caught:
-            _ = model.tokenizer
+            modelfile.verify(path)
         assert caught.value.field == "__metadata__.tokenizer"
 
 

@@ -2,7 +2,7 @@
 
 from gptx.modelfile.info import describe
 from gptx.modelfile.layout import DTYPES, canonical_shapes, stored_tensors
-from gptx.modelfile.reader import ModelFile, read, read_buffer, verify
+from gptx.modelfile.reader import ModelFile, is_model_file, read, read_buffer, verify
 from gptx.modelfile.writer import update, write
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ModelFile",
     "canonical_shapes",
     "describe",
+    "is_model_file",
     "read",
     "read_buffer",
     "stored_tensors",

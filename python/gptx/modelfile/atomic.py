@@ -152,18 +152,24 @@ class AtomicFile:
 
     def _explain(self, error: BaseException) -> None:
         if isinstance(error, OSError):
-            code = errno.errorcode.get(error.errno or 0, "no errno")
-            message = f"{self.path}: cannot be written: {error.strerror or error} ({code})"
-            raise ConvertError(message) from error
+            raise _cannot_write(self.path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> ConvertError:
+    code = errno.errorcode.get(error.errno or 0, "no errno")
+    return ConvertError(f"{path}: cannot be written: {error.strerror or error} ({code})")
 
 
 def _follow(path: Path) -> Path:
     try:
         target = path.resolve()
-        if target.is_symlink():
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    except (OSError, RuntimeError) as error:
-        raise ConvertError(f"{path}: cannot be written: {error}") from error
+        is_loop = target.is_symlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    except RuntimeError:  # what a loop is before Python 3.13
+        is_loop = True
+    if is_loop:
+        raise _cannot_write(path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
     return target
 
 

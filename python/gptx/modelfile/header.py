@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gptx import _core
 from gptx.config import GPTConfig
@@ -65,7 +66,7 @@ def digest(data: bytes) -> str:
     return f"{_core.xxh64(data):016x}"
 
 
-def tensor_digests(arrays: Iterable[object], threads: int) -> list[str]:
+def tensor_digests(arrays: Iterable[Any], threads: int) -> list[str]:
     """The tree checksum of each array as 16 hex digits."""
     return [f"{value:016x}" for value in _core.checksums(list(arrays), threads)]
 

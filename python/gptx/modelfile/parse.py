@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import NoReturn
 
 from gptx.config import GPTConfig
-from gptx.errors import ModelFileError, ParameterError
+from gptx.errors import ModelFileError, ParameterError, shown
 from gptx.modelfile import header as spec
 from gptx.modelfile.header import METADATA_KEYS, Header, dump
 from gptx.modelfile.layout import (
@@ -38,6 +38,7 @@ _TENSOR = re.compile(
     r'"data_offsets":\[([0-9,]{0,256})\]\}'
 )
 _PART_KEY = re.compile(r'[,{]"([A-Za-z0-9_]{1,32})":')
+_FIELD = re.compile("[A-Za-z0-9_. ]{1,300}")
 _DECODER = json.JSONDecoder(strict=False)
 
 Fail = Callable[[str, int, object, object], NoReturn]
@@ -106,6 +107,8 @@ class _HeaderReader:
         """Raises for a place in the text, or for the size of the file where the text is cut."""
         if self.size < 8 + self.length and field != "header_length":
             self._check_size(8 + self.length)
+        if not _FIELD.fullmatch(field):
+            field = shown(field)
         raise ModelFileError(self.path, field, 8 + at, expected, found, remedy)
 
     def _check_size(self, expected: int) -> None:
@@ -183,7 +186,7 @@ class _HeaderReader:
             self._fail(field, at + len(dump(text[:index])) - 1, expected, found)
 
         prefix = f"{_METADATA}.config"
-        if not text.startswith("{") or len(text) > 4096:
+        if not text.startswith("{"):
             fail(prefix, 0, "an object", text)
         pairs, end = _scan_object(text, 0, _CONFIG_KEYS, fail, prefix)
         _check_keys(pairs, _CONFIG_KEYS, fail, prefix)
@@ -237,11 +240,11 @@ class _HeaderReader:
         """Compares the rest of the text with the header that the metadata demand."""
         expected = header[8:].decode("ascii")
         if not self.text.startswith(expected):
-            self._fail_tensor(at, expected, tensors)
+            self._fail_tensor(at, tensors)
         if self.length != len(expected):
             self._fail("header_length", -8, len(expected), self.length)
 
-    def _fail_tensor(self, at: int, expected: str, tensors: tuple[StoredTensor, ...]) -> NoReturn:
+    def _fail_tensor(self, at: int, tensors: tuple[StoredTensor, ...]) -> NoReturn:
         found_names = [match[1] for match in _TENSOR.finditer(self.text, at, self.length)]
         for index, tensor in enumerate(tensors):
             entry = "," + spec.tensor_entry(tensor)
@@ -274,9 +277,12 @@ class _HeaderReader:
         begins = [entry.index(f'"{part}"') - 1 for part in _PARTS]
         field = tensor.name
         part = sum(begin <= index for begin in begins) - 1
+        if part > 0 and index == begins[part] and found[index : index + 1] not in ",}":
+            part -= 1  # the value before goes on
         if part >= 0:
             name = _PARTS[part]
-            if index < begins[part] + len(name) + 4:
+            more = index == len(entry) - 1 and found.endswith(",")
+            if more or index < begins[part] + len(name) + 4:
                 keys = _PART_KEY.findall(self.text[at : at + 512].partition("}")[0])
                 wrong = _first_difference(keys, _PARTS)
                 name = name if wrong is None else _at_fault(keys, _PARTS, wrong)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gptx.tokenizer import TokenizerSpec
 
 
+_BEGIN = b'{"__metadata__":{"checksums":"{'
+
+
 @dataclass(frozen=True, eq=False)
 class ModelFile:
     """A model file that passed its checks. The arrays keep the mapping alive.
@@ -85,6 +88,18 @@ class ModelFile:
     def weight(self, name: str) -> NDArray[np.float32]:
         """A canonical tensor, float32, ``[out, in]``, after the rounding of the file's dtype."""
         return layout.restore(self.config, self.dtype, name, self.tensors)
+
+
+def is_model_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is meant to be a model file, by its name or its first bytes.
+
+    The name counts so that a damaged file is called damaged, not unknown.
+    """
+    path = Path(path)
+    if path.suffix == ".gptx":
+        return True
+    with path.open("rb") as file:
+        return file.read(8 + len(_BEGIN))[8:] == _BEGIN
 
 
 def read(
@@ -170,7 +185,8 @@ def _open_regular(path: Path) -> int:
 def _map(path: Path, size: int, head: bytes) -> memoryview:
     """Maps the file, and makes sure that it is still the one whose header was judged."""
     try:
-        mapped = memoryview(_core.MappedFile(str(path)))
+        # Bytes, since a name need not be valid UTF-8.
+        mapped = memoryview(_core.MappedFile(os.fsencode(path)))  # type: ignore[arg-type]
     except OSError:
         _check_unchanged(path, size, path.stat().st_size)
         raise
