@@ -51,7 +51,7 @@ class Generation:
         text: the continuation, without the prompt, without the stop string that ended it.
         token_ids: the generated ids, the end token excluded.
         finish_reason: "stop" (an end token or a stop string), "length" (``max_new_tokens`` or the
-            context) or "error".
+            context), "error", or of a stream "cancelled" or, so far, "unfinished".
         prompt_tokens, completion_tokens: how many ids the prompt and the continuation have.
         seed: the seed that gives this text again.
         error: why the request failed, where ``finish_reason`` is "error".
@@ -78,26 +78,24 @@ class Stream(Iterator[str]):
 
     def __init__(self, reply: _Reply) -> None:
         self._reply = reply
-        self._pieces = self._run()
-
-    def _run(self) -> Iterator[str]:
-        try:
-            while not self._reply.finished:
-                for piece in self._reply.advance():
-                    if piece:
-                        yield piece
-        finally:
-            self._reply.release()
-        if self._reply.error is not None:
-            raise self._reply.error
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        piece = ""
+        while not piece:
+            if self._reply.finished:
+                self._reply.release()
+                if self._reply.error is not None:
+                    raise self._reply.error
+                raise StopIteration
+            piece = "".join(self._reply.advance())
+        return piece
+
+    def __del__(self) -> None:
+        self._reply.release()
 
     def close(self) -> None:
         """Cancels what has not been generated yet."""
-        self._pieces.close()
-        self._reply.release()
+        self._reply.cancel()
 
     @property
     def result(self) -> Generation:
@@ -164,6 +162,10 @@ class _Reply:
         self._text.append(piece)
         return piece
 
+    def cancel(self) -> None:
+        self._finish = self._finish or "cancelled"
+        self.release()
+
     def release(self) -> None:
         if not self._released:
             self._released = True
@@ -174,7 +176,7 @@ class _Reply:
             prompt=self._prompt,
             text="".join(self._text),
             token_ids=tuple(self._token_ids),
-            finish_reason=self._finish or "cancelled",
+            finish_reason=self._finish or "unfinished",
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self._token_ids),
             seed=self._seed,
@@ -270,21 +272,18 @@ class Model:
             NonFiniteLogitsError: the weights gave NaN or infinity.
         """
         params = _merged(params, changes)
-        if _is_single(prompt):
-            result = self._generate_all([prompt], params)[0]
-            if result.error is not None:
-                raise result.error
-            return result
-        prompts = list(prompt)
-        if not prompts:
-            raise ParameterError("prompt", prompt, "at least one prompt")
-        return self._generate_all(prompts, params)
+        if _is_batch(prompt):
+            return self._generate_all(list(prompt), params)
+        result = self._generate_all([prompt], params)[0]
+        if result.error is not None:
+            raise result.error
+        return result
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **changes: object
     ) -> Stream:
         """Continues a prompt and yields the text piece by piece. Arguments as for `generate`."""
-        if not _is_single(prompt):
+        if _is_batch(prompt):
             raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
         return Stream(_Reply(self, prompt, _merged(params, changes)))
 
@@ -330,19 +329,15 @@ class Model:
 
     def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
         vocab_size = self.config.vocab_size
-        if isinstance(prompt, str):
-            ids: Sequence[int] = self.tokenizer.encode(prompt)
-        elif _is_single(prompt):
-            ids = prompt
-            for index, token in enumerate(ids):
-                if not isinstance(token, numbers.Integral) or isinstance(token, bool | np.bool_):
-                    raise TokenIdError("prompt", index, token, vocab_size)
-        else:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        # bytes are a sequence of integers, but whoever passes them means text.
+        if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, bytes | bytearray):
             raise ParameterError("prompt", prompt, "a str or a sequence of token ids")
         if len(ids) == 0:
             raise ParameterError("prompt", prompt, "at least one token")
         for index, token in enumerate(ids):
-            if not 0 <= token < vocab_size:
+            integral = isinstance(token, numbers.Integral) and not isinstance(token, bool)
+            if not integral or not 0 <= token < vocab_size:
                 raise TokenIdError("prompt", index, token, vocab_size)
         return np.asarray(ids, dtype=np.int32)
 
@@ -452,16 +447,11 @@ def _thread_count(threads: int | None) -> int:
     return value
 
 
-def _is_single(prompt: object) -> bool:
-    if isinstance(prompt, str):
-        return True
-    if isinstance(prompt, np.ndarray):
-        return prompt.ndim == 1 and prompt.dtype != object
-    return (
-        isinstance(prompt, Sequence)
-        and len(prompt) > 0
-        and not any(isinstance(part, str | Sequence | np.ndarray) for part in prompt)
-    )
+def _is_batch(prompt: object) -> bool:
+    """Whether this is a list of prompts; anything else is one prompt, or wrong."""
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence):
+        return False
+    return any(isinstance(part, str | Sequence | np.ndarray) for part in prompt)
 
 
 def _merged(params: SamplingParams | None, changes: dict[str, object]) -> SamplingParams:
