@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,24 @@ def test_tensors_are_asked_for_once_and_in_order(tmp_path: Path) -> None:
     assert [name for name, _, _ in steps] == source.asked
     size = (tmp_path / "m.gptx").stat().st_size
     assert steps[-1][1:] == (size, size)
+
+
+def test_writing_holds_only_a_few_tensors_in_memory(tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=2000, block_size=8, n_layer=8, n_head=4, n_embd=256, n_inner=1024)
+
+    class Lazy(dict):
+        def __getitem__(self, name: str) -> np.ndarray:
+            return np.ones(super().__getitem__(name), np.float32)
+
+    tensors = Lazy(modelfile.canonical_shapes(config))
+    largest = 4 * config.vocab_size * config.n_embd
+    for dtype in modelfile.DTYPES:
+        tracemalloc.start()
+        modelfile.write(tmp_path / f"{dtype}.gptx", config, tensors, dtype=dtype)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 4 * largest
+        assert largest * 8 < 4 * config.n_params
 
 
 def test_fortran_ordered_tensors_give_the_same_file(tmp_path: Path) -> None:

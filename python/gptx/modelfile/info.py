@@ -32,7 +32,8 @@ def _tokenizer_rows(model: ModelFile) -> list[tuple[str, str]]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return [("tokenizer", "none")]
-    specials = ", ".join(f"{text} = {i}" for text, i in tokenizer.special_tokens.items())
+    named = tokenizer.special_tokens | tokenizer.added_tokens
+    specials = ", ".join(f"{text} = {i}" for text, i in named.items())
     return [
         ("tokenizer", f"{tokenizer.kind}, {tokenizer.n_vocab:,} tokens"),
         ("special tokens", specials or "none"),
