@@ -38,9 +38,18 @@ from gptx.modelfile import canonical_shapes as canonical_names
 if TYPE_CHECKING:
     from gptx.tokenizer import TokenizerSpec
 
-__all__ = ["Checkpoint", "canonical_names", "read_checkpoint"]
+__all__ = [
+    "GPT2_VOCAB",
+    "NO_TOKENIZER",
+    "Checkpoint",
+    "canonical_names",
+    "read_checkpoint",
+]
 
 GPT2_VOCAB = 50_257
+NO_TOKENIZER = "none"
+"""As ``tokenizer``: do not look for one. A folder of this name is written ``./none``."""
+
 _MAX_PADDING = 1024  # vocabularies are padded to multiples of 64, 128, ..., 1024
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _FOREIGN_MAGIC = {
@@ -64,9 +73,9 @@ def read_checkpoint(
     Args:
         path: a Hugging Face GPT-2 folder, a folder with one checkpoint, a nanoGPT ``ckpt.pt``, a
             state_dict in a torch or safetensors file, or the index of a sharded one.
-        tokenizer: a file or a folder of a tokenizer, or a spec; default: what lies beside the
-            checkpoint. The vocabulary is trimmed to it; without one, a GPT-2 vocabulary that was
-            padded is trimmed to its 50,257 tokens.
+        tokenizer: a file or a folder of a tokenizer, a spec, or ``NO_TOKENIZER``; default: what
+            lies beside the checkpoint. The vocabulary is trimmed to it; without one, a GPT-2
+            vocabulary that was padded is trimmed to its 50,257 tokens.
         activation: overrides what the checkpoint says or its format implies.
         n_head: for a bare state_dict, which does not say it.
 
@@ -92,7 +101,9 @@ def read_checkpoint(
         checkpoint.notes = [n for n in checkpoint.notes if not n.startswith("activation ")]
         checkpoint.notes.append(f"activation {activation}, as asked")
     folder = path if path.is_dir() else path.parent
-    if tokenizer is not None:
+    if tokenizer == NO_TOKENIZER:
+        checkpoint.tokenizer = None
+    elif tokenizer is not None:
         checkpoint.tokenizer = _given_tokenizer(tokenizer)
     elif checkpoint.tokenizer is None:
         checkpoint.tokenizer = _tokenizer_beside(folder)
@@ -128,7 +139,7 @@ def _read_file(path: Path, n_head: int | None) -> Checkpoint:
         checkpoint = read_nanogpt(path, content)
     table = read_character_table(path, content.around)
     if table is not None:
-        from gptx.tokenizer import from_chars
+        from gptx.checkpoints.tokenizer_files import from_chars
 
         checkpoint.tokenizer = from_chars(table)
         checkpoint.notes.append(f"tokenizer of {len(table)} characters from meta.pkl")
@@ -160,21 +171,17 @@ def _read_dict(path: Path) -> TorchDict:
 
 
 def _given_tokenizer(tokenizer: str | os.PathLike[str] | TokenizerSpec) -> TokenizerSpec:
-    from gptx.tokenizer import TokenizerSpec, from_chars, from_file, from_folder
+    from gptx.checkpoints.tokenizer_files import from_chars, from_file
+    from gptx.tokenizer import TokenizerSpec
 
     if isinstance(tokenizer, TokenizerSpec):
         return tokenizer
     path = Path(tokenizer)
-    if path.suffix == ".pkl":
-        return from_chars(character_table(path))
-    spec = from_folder(path) if path.is_dir() else from_file(path)
-    if spec is None:
-        raise ConvertError(f"{path}: expected a folder with a tokenizer, found none")
-    return spec
+    return from_chars(character_table(path)) if path.suffix == ".pkl" else from_file(path)
 
 
 def _tokenizer_beside(folder: Path) -> TokenizerSpec | None:
-    from gptx.tokenizer import from_folder
+    from gptx.checkpoints.tokenizer_files import from_folder
 
     return from_folder(folder)
 
@@ -205,11 +212,15 @@ def _fit_vocabulary(checkpoint: Checkpoint) -> None:
 
 
 def _without_unused(spec: TokenizerSpec, vocab_size: int, notes: list[str]) -> TokenizerSpec:
-    """Drops special tokens past the model's vocabulary, which no model ever learnt."""
-    unused = {text: i for text, i in spec.special_tokens.items() if i >= vocab_size}
+    """Drops named tokens past the model's vocabulary, which the model never learnt."""
     if any(token is not None for token in spec.tokens[vocab_size:]):
         message = f"expected at most {vocab_size} tokens, got {spec.n_vocab}"
         raise ConvertError(f"tokenizer: {message}; pass the one of this model (--tokenizer)")
-    notes.append(f"special tokens past the vocabulary left out: {', '.join(sorted(unused))[:200]}")
-    kept = {text: i for text, i in spec.special_tokens.items() if i < vocab_size}
-    return replace(spec, tokens=spec.tokens[:vocab_size], special_tokens=kept)
+    special = {text: i for text, i in spec.special_tokens.items() if i < vocab_size}
+    added = {text: i for text, i in spec.added_tokens.items() if i < vocab_size}
+    unused = {*spec.special_tokens, *spec.added_tokens} - {*special, *added}
+    shown = ", ".join(sorted(map(repr, unused)))[:200]
+    notes.append(f"added tokens past the vocabulary left out: {shown}")
+    return replace(
+        spec, tokens=spec.tokens[:vocab_size], special_tokens=special, added_tokens=added
+    )
