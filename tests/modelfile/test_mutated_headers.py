@@ -283,6 +283,17 @@ def test_a_wrong_header_length_is_named(data: bytes, length: int) -> None:
     assert caught.value.field == "header_length"
 
 
+@pytest.mark.parametrize("name", ["nothing", "None", "", "zzz"])
+@pytest.mark.parametrize("group", ["metadata", "config", "checksums", "tensors"])
+def test_an_entry_more_at_the_end_is_refused(data: bytes, group: str, name: str) -> None:
+    parts, tensors = take_apart(data)
+    pairs = getattr(parts, group)
+    changed = _replace(parts, group, [*pairs, (f'"{name}"', pairs[-1][1])])
+    for head in (changed.encode(), _seal(changed)):
+        with pytest.raises(ModelFileError):
+            modelfile.read_buffer(head + tensors)
+
+
 def test_a_newer_version_says_so_whatever_else_it_has(data: bytes) -> None:
     parts, tensors = take_apart(data)
     metadata = [('"aaa"', '"new"'), *parts.metadata[:-1], ('"version"', '"2"')]

@@ -12,18 +12,14 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import zip_longest
 from typing import NoReturn
 
 from gptx.config import GPTConfig
 from gptx.errors import ModelFileError, ParameterError, shown
 from gptx.modelfile import header as spec
 from gptx.modelfile.header import METADATA_KEYS, Header, dump
-from gptx.modelfile.layout import (
-    DTYPES,
-    StoredTensor,
-    max_layers,
-    stored_tensors,
-)
+from gptx.modelfile.layout import DTYPES, StoredTensor, max_layers, stored_tensors
 
 NOT_GPTX = "gptx reads .gptx files; gptx-convert makes one from a checkpoint"
 
@@ -31,6 +27,8 @@ _CONFIG_KEYS = tuple(sorted(field.name for field in fields(GPTConfig)))
 _MAX_KEYS = 64
 _METADATA = "__metadata__"
 _PREFIX = '{"__metadata__":'
+_PARTS = ("dtype", "shape", "data_offsets")
+_SEAL = re.compile(rb'"header_checksum":"[0-9a-f]{16}"')
 _DIGITS = re.compile('[0-9a-f]{16}"')
 _CHECKSUM_KEY = re.compile(r'"([^"]*)":')
 _TENSOR = re.compile(
@@ -54,7 +52,7 @@ class _Pair:
 
 
 def parse_header(head: bytes, size: int, path: object) -> Header:
-    """Checks everything about a file but the bytes of its tensors.
+    """Checks everything about a file but the bytes of its tensors and the seal of its header.
 
     Args:
         head: the first ``min(size, 8 + MAX_HEADER)`` bytes.
@@ -210,7 +208,7 @@ class _HeaderReader:
             if entry_is_damaged(self.head[: 8 + self.length], name, value, metadata):
                 field = f"{_METADATA}.checksums.{name}"
                 self._fail(field, at["checksums"], value, entry[1])
-            self._fail(name, at[name.split(".")[1]], f"a value with checksum {entry[1]}", value)
+            self._fail(name, at[name.split(".")[1]], f"a value with checksum {entry[1]!r}", value)
         return list(digests)
 
     def _check_meaning(
@@ -290,15 +288,9 @@ class _HeaderReader:
         self._fail(field, at + index, entry[index : index + 80], found[index : index + 80])
 
 
-_PARTS = ("dtype", "shape", "data_offsets")
-
-
 def _parts(tensor: StoredTensor) -> tuple[str, str, str]:
     shape = ",".join(map(str, tensor.shape))
     return tensor.dtype, f"[{shape}]", f"[{tensor.begin},{tensor.end}]"
-
-
-_SEAL = re.compile(rb'"header_checksum":"[0-9a-f]{16}"')
 
 
 def header_digest(head: bytes) -> str:
@@ -378,10 +370,8 @@ def _check_spelling(text: str, pairs: list[_Pair], fail: Fail, prefix: str) -> N
 
 
 def _first_difference(found: Sequence[str], expected: Sequence[str]) -> int | None:
-    for index in range(max(len(found), len(expected))):
-        if _item(found, index) != _item(expected, index):
-            return index
-    return None
+    pairs = enumerate(zip_longest(found, expected))
+    return next((index for index, (a, b) in pairs if a != b), None)
 
 
 def _item(names: Sequence[str], index: int) -> str:

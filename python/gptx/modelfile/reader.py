@@ -196,6 +196,7 @@ def _map(path: Path, size: int, head: bytes) -> memoryview:
     return mapped
 
 
+_DAMAGED = "the file is damaged"
 _CHANGED = "the file was replaced while it was opened; try again"
 
 
@@ -213,21 +214,24 @@ def _check_tensors(
     start = header.data_start
     slices = [buffer[start + tensor.begin : start + tensor.end] for tensor in header.tensors]
     found = spec.tensor_digests(slices, threads)
-    for tensor, value in zip(header.tensors, found, strict=True):
-        stored = header.checksums[tensor.name]
-        if value == stored:
-            continue
-        if header.sealed:
+    wrong = [
+        (tensor, value)
+        for tensor, value in zip(header.tensors, found, strict=True)
+        if value != header.checksums[tensor.name]
+    ]
+    if header.sealed:
+        for tensor, value in wrong:
             field, offset = f"checksum of {tensor.name}", start + tensor.begin
-            raise ModelFileError(path, field, offset, stored, value, "the file is damaged")
-        head = bytes(buffer[:start])
-        if entry_is_damaged(head, tensor.name, value, header.metadata):
-            field = f"__metadata__.checksums.{tensor.name}"
-            raise ModelFileError(path, field, 8, value, stored, "the file is damaged")
-    if not header.sealed:
-        field, stored = "__metadata__.header_checksum", header.metadata["header_checksum"]
-        expected = "the checksum of the header"
-        raise ModelFileError(path, field, 8, expected, stored, "the file is damaged")
+            expected = header.checksums[tensor.name]
+            raise ModelFileError(path, field, offset, expected, value, _DAMAGED)
+        return
+    if len(wrong) == 1:
+        name, value = wrong[0][0].name, wrong[0][1]
+        if entry_is_damaged(bytes(buffer[:start]), name, value, header.metadata):
+            field = f"__metadata__.checksums.{name}"
+            raise ModelFileError(path, field, 8, value, header.checksums[name], _DAMAGED)
+    field, expected = "__metadata__.header_checksum", "the checksum of the header"
+    raise ModelFileError(path, field, 8, expected, header.metadata["header_checksum"], _DAMAGED)
 
 
 def _model_file(header: Header, buffer: memoryview, path: Path) -> ModelFile:
