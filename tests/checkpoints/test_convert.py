@@ -385,7 +385,9 @@ def test_a_hostile_checkpoint_writes_nothing(tmp_path):
 
 def test_a_trained_checkpoint_converts_and_agrees_with_torch(shared_dir, tmp_path):
     path = convert(shared_dir / "demo", tmp_path / "demo.gptx")
-    report = modelfile.read(path).parity
-    assert report["max_logit_difference"] < 1e-4
-    assert report["top1_agreement"] == 1
-    assert report["tokens"] == 210
+    model = modelfile.read(path)
+    assert model.parity["max_logit_difference"] < 1e-4
+    assert model.parity["top1_agreement"] == 1
+    assert model.parity["tokens"] == 210
+    assert model.tokenizer.n_vocab == model.config.vocab_size == 8192
+    assert model.generation == {"bos_token_id": 0, "eos_token_id": 0}

@@ -410,6 +410,7 @@ def test_a_hostile_meta_pickle_is_refused(tmp_path):
     (tmp_path / "meta.pkl").write_bytes(b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00id\x85R.")
     with pytest.raises(UnsafeCheckpointError, match="posix system"):
         read(path)
+    assert read(path, tokenizer="none").tokenizer is None
 
 
 @pytest.mark.parametrize("stoi", [{}, {"ab": 0}, {"a": "0"}, {"a": 1}, {"a": 0, "b": 0}, [1]])
@@ -583,6 +584,14 @@ def test_a_torch_file_without_a_state_dict_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "x.pt")
     with pytest.raises(ConvertError, match=r"x\.pt: .*expected a "):
         read(tmp_path / "x.pt")
+
+
+def test_a_file_name_that_is_no_text_does_not_reach_the_model_file(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff\x1b.pt")
+    _, tensors = small()
+    torch.save(named(tensors), tmp_path / "x.pt")
+    (tmp_path / "x.pt").rename(path)
+    assert read(path, n_head=2).source.startswith("state_dict (Linear), a??.pt, ")
 
 
 def test_a_folder_needs_one_checkpoint(tmp_path):

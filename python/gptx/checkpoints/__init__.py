@@ -92,7 +92,11 @@ def read_checkpoint(
     if n_head is not None and (type(n_head) is not int or n_head < 1):
         raise ParameterError("n_head", n_head, "a positive integer")
     path = Path(path)
-    checkpoint = _read_folder(path, n_head) if path.is_dir() else _read_file(path, n_head)
+    own = tokenizer is None
+    read = _read_folder if path.is_dir() else _read_file
+    checkpoint = read(path, n_head, own_tokenizer=own)
+    # A file name may hold what is no text.
+    checkpoint.source = "".join(c if c.isprintable() else "?" for c in checkpoint.source)
     if n_head is not None and checkpoint.config.n_head != n_head:
         found = checkpoint.config.n_head
         raise ConvertError(f"{path}: n_head: the checkpoint says {found}, not {n_head}")
@@ -101,11 +105,9 @@ def read_checkpoint(
         checkpoint.notes = [n for n in checkpoint.notes if not n.startswith("activation ")]
         checkpoint.notes.append(f"activation {activation}, as asked")
     folder = path if path.is_dir() else path.parent
-    if tokenizer == NO_TOKENIZER:
-        checkpoint.tokenizer = None
-    elif tokenizer is not None:
+    if tokenizer is not None and tokenizer != NO_TOKENIZER:
         checkpoint.tokenizer = _given_tokenizer(tokenizer)
-    elif checkpoint.tokenizer is None:
+    elif own and checkpoint.tokenizer is None:
         checkpoint.tokenizer = _tokenizer_beside(folder)
     _fit_vocabulary(checkpoint)
     return checkpoint
@@ -116,12 +118,12 @@ def read_tensors(path: Path) -> Mapping[str, SourceTensor]:
     return _read_dict(path).tensors
 
 
-def _read_folder(folder: Path, n_head: int | None) -> Checkpoint:
+def _read_folder(folder: Path, n_head: int | None, *, own_tokenizer: bool) -> Checkpoint:
     if (folder / "config.json").exists() and any((folder / name).exists() for name in WEIGHTS):
         return read_huggingface(folder, read_tensors)
     files = sorted(p for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES and p.is_file())
     if len(files) == 1:
-        return _read_file(files[0], n_head)
+        return _read_file(files[0], n_head, own_tokenizer=own_tokenizer)
     if files:
         names = ", ".join(p.name for p in files[:5])
         raise ConvertError(f"{folder}: expected one checkpoint, got {names}; name the file")
@@ -129,7 +131,7 @@ def _read_folder(folder: Path, n_head: int | None) -> Checkpoint:
     raise ConvertError(f"{folder}: expected {expected}, found none")
 
 
-def _read_file(path: Path, n_head: int | None) -> Checkpoint:
+def _read_file(path: Path, n_head: int | None, *, own_tokenizer: bool) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return read_bare(path, read_weights(path, read_tensors), n_head)
     content = _read_dict(path)
@@ -137,7 +139,7 @@ def _read_file(path: Path, n_head: int | None) -> Checkpoint:
         checkpoint = read_bare(path, content.tensors, n_head)
     else:
         checkpoint = read_nanogpt(path, content)
-    table = read_character_table(path, content.around)
+    table = read_character_table(path, content.around) if own_tokenizer else None
     if table is not None:
         from gptx.checkpoints.tokenizer_files import from_chars
 
