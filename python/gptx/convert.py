@@ -147,7 +147,11 @@ def convert_in_memory(
     memory = mmap.mmap(-1, max(tensor.end for tensor in stored.values()))
     tensors = {}
     for name in modelfile.canonical_shapes(config):
-        for key, array in layout.store(config, dtype, name, checkpoint.tensors[name]).items():
+        try:
+            arrays = layout.store(config, dtype, name, checkpoint.tensors[name])
+        except OverflowError as error:
+            raise ConvertError(f"tensor {name}: {error}; use float32", tensor=name) from None
+        for key, array in arrays.items():
             view = np.frombuffer(memory, array.dtype, array.size, stored[key].begin)
             view = view.reshape(array.shape)
             view[...] = array
@@ -267,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         bar.clear()
-        print("gptx-convert: interrupted; nothing was written", file=sys.stderr)
+        print("gptx-convert: interrupted", file=sys.stderr)
         return 130
     except (GptxError, OSError, MemoryError) as error:
         bar.clear()

@@ -118,6 +118,15 @@ def test_a_checkpoint_loads_directly_with_the_logits_of_its_file(tmp_path):
             assert found.tensors[name].ctypes.data % 64 == 0
 
 
+def test_a_value_too_large_for_bfloat16_is_refused(tmp_path):
+    config, tensors = small()
+    tensors["wte.weight"][1, 2] = np.finfo(np.float32).max
+    source = hf_folder(tmp_path / "m", config, named(tensors, conv1d=True))
+    for run in (convert, convert_in_memory):
+        with pytest.raises(ConvertError, match=r"tensor wte\.weight: .*; use float32"):
+            run(source, dtype="bfloat16")
+
+
 # -- where the file goes
 
 
