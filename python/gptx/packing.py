@@ -7,8 +7,12 @@ one line of 64 bytes, whatever the type. Rows and groups that are not full are p
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LANES = 16
 """Outputs in a panel."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,8 +164,8 @@ def test_a_folder_without_permission_is_an_error_with_its_errno(
 def test_too_little_room_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: usage)
+    disk = SimpleNamespace(f_bavail=10, f_frsize=100)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
     steps: list[object] = []
     with pytest.raises(ConvertError, match=r"needs 12,\d\d\d bytes, 1,000 are free") as caught:
         _write(tmp_path / "m.gptx", progress=lambda *step: steps.append(step))
@@ -275,8 +276,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         before = path.read_bytes()
         with pytest.raises(ConvertError, match=r"needs .* are free"):
             _write(path, 1, force=True)
-        huge = type("Usage", (), {"free": 2**60})
-        monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: huge)
+        huge = SimpleNamespace(f_bavail=2**60, f_frsize=1)
+        monkeypatch.setattr(os, "statvfs", lambda _: huge)
         with pytest.raises(ConvertError, match=r"No space left on device \(ENOSPC\)"):
             _write(path, 1, force=True)
         assert path.read_bytes() == before
@@ -327,6 +328,7 @@ def test_a_writer_killed_at_each_step_leaves_the_old_file_or_the_new_one(tmp_pat
     code = """
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from gptx.modelfile import atomic
 step, wanted = 0, int(sys.argv[2])
 def die_at(function):

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
-import shutil
 import stat
 import time
 from pathlib import Path
@@ -47,7 +45,7 @@ class AtomicFile:
         self._force = force
         self._mode = mode
         stem = self._target.name.removesuffix(".gptx")[:128]
-        self._part = self._target.with_name(f".{stem}.gptx-{secrets.token_hex(4)}.part")
+        self._part = self._target.with_name(f".{stem}.gptx-{os.urandom(4).hex()}.part")
         self._pattern = re.compile(rf"\.{re.escape(stem)}\.gptx-[0-9a-f]{{8}}\.part")
         self._file: BinaryIO | None = None
 
@@ -143,7 +141,10 @@ class AtomicFile:
                     Path(entry).unlink()
 
     def _check_room(self) -> None:
-        free = shutil.disk_usage(self._target.parent).free
+        if not hasattr(os, "statvfs"):
+            return
+        disk = os.statvfs(self._target.parent)
+        free = disk.f_bavail * disk.f_frsize
         if self._size > free:
             raise ConvertError(
                 f"{self.path}: needs {self._size:,} bytes, {free:,} are free in "

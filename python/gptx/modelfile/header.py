@@ -6,8 +6,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptx import _core
 from gptx.config import GPTConfig
@@ -40,11 +39,10 @@ UNSEALED = "0" * 16
 _ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
 )
-_GENERATION_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_GENERATION_KEY = r"[a-z][a-z0-9_]{0,63}"
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A header that was read. ``sealed`` is false where its own checksum does not match."""
 
     config: GPTConfig
@@ -128,7 +126,7 @@ def parse_generation(text: str) -> dict[str, object]:
     """
     values = _parse_object(text)
     for key, value in values.items():
-        if not _GENERATION_KEY.fullmatch(key):
+        if not re.fullmatch(_GENERATION_KEY, key):
             raise ValueError("keys of lower-case letters, digits and underscores")
         items = value if isinstance(value, list) else [value]
         allowed = (int,) if isinstance(value, list) else (int, float, bool, str)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptx import packing, quantize
 from gptx.config import GPTConfig
 from gptx.packing import LANES, padded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 DTYPES = ("float32", "bfloat16", "int8")
 """What the matrices of a file may be; everything else is float32 in each of them."""
@@ -34,8 +35,7 @@ MAX_TENSORS = 65_536
 _MATRIX_TYPE = {"float32": ("F32", 1), "bfloat16": ("BF16", 2), "int8": ("I8", 4)}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor of a file. ``begin`` and ``end`` count bytes from the end of the header."""
 
     name: str

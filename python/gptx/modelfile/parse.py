@@ -11,9 +11,9 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import zip_longest
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from gptx.config import GPTConfig
 from gptx.errors import ModelFileError, ParameterError, shown
@@ -28,22 +28,17 @@ _MAX_KEYS = 64
 _METADATA = "__metadata__"
 _PREFIX = '{"__metadata__":'
 _PARTS = ("dtype", "shape", "data_offsets")
-_SEAL = re.compile(rb'"header_checksum":"[0-9a-f]{16}"')
-_DIGITS = re.compile('[0-9a-f]{16}"')
-_CHECKSUM_KEY = re.compile(r'"([^"]*)":')
-_TENSOR = re.compile(
+_SEAL = rb'"header_checksum":"[0-9a-f]{16}"'
+_TENSOR = (
     r',"([^"\\]{1,256})":\{"dtype":"([^"\\]{0,16})","shape":\[([0-9,]{0,256})\],'
     r'"data_offsets":\[([0-9,]{0,256})\]\}'
 )
-_PART_KEY = re.compile(r'[,{]"([A-Za-z0-9_]{1,32})":')
-_FIELD = re.compile("[A-Za-z0-9_. ]{1,300}")
 _DECODER = json.JSONDecoder(strict=False)
 
 Fail = Callable[[str, int, object, object], NoReturn]
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     key: str
     key_at: int
     value: object
@@ -105,7 +100,7 @@ class _HeaderReader:
         """Raises for a place in the text, or for the size of the file where the text is cut."""
         if self.size < 8 + self.length and field != "header_length":
             self._check_size(8 + self.length)
-        if not _FIELD.fullmatch(field):
+        if not re.fullmatch("[A-Za-z0-9_. ]{1,300}", field):
             field = shown(field)
         raise ModelFileError(self.path, field, 8 + at, expected, found, remedy)
 
@@ -164,12 +159,12 @@ class _HeaderReader:
         for name in names:
             begin = f'{"," if checksums else "{"}"{name}":"'
             value = text[index + len(begin) : index + len(begin) + 17]
-            if not text.startswith(begin, index) or not _DIGITS.fullmatch(value):
+            if not text.startswith(begin, index) or not re.fullmatch('[0-9a-f]{16}"', value):
                 break
             checksums[name] = value[:16]
             index += len(begin) + 17
         if len(checksums) < len(names) or text[index:] != "}":
-            found = _CHECKSUM_KEY.findall(text)
+            found = re.findall(r'"([^"]*)":', text)
             wrong = _first_difference(found, names)
             name = names[min(len(checksums), len(names) - 1)]
             name = name if wrong is None else _at_fault(found, names, wrong)
@@ -243,13 +238,14 @@ class _HeaderReader:
             self._fail("header_length", -8, len(expected), self.length)
 
     def _fail_tensor(self, at: int, tensors: tuple[StoredTensor, ...]) -> NoReturn:
-        found_names = [match[1] for match in _TENSOR.finditer(self.text, at, self.length)]
+        pattern = re.compile(_TENSOR)
+        found_names = [match[1] for match in pattern.finditer(self.text, at, self.length)]
         for index, tensor in enumerate(tensors):
             entry = "," + spec.tensor_entry(tensor)
             if self.text.startswith(entry, at):
                 at += len(entry)
                 continue
-            match = _TENSOR.match(self.text, at)
+            match = pattern.match(self.text, at)
             if match is None:
                 self._fail_entry(at, entry, tensor)
             names = [t.name for t in tensors]
@@ -261,7 +257,7 @@ class _HeaderReader:
                 if wanted != got:
                     self._fail(f"{tensor.name}.{part}", at, wanted, got)
         if self.text[at : at + 1] != "}":
-            match = _TENSOR.match(self.text, at)
+            match = pattern.match(self.text, at)
             field = match[1] if match else "header"
             self._fail(field, at, "no more tensors", self.text[at : at + 80])
         while self.text[at + 1 : at + 2] == " ":
@@ -281,7 +277,8 @@ class _HeaderReader:
             name = _PARTS[part]
             more = index == len(entry) - 1 and found.endswith(",")
             if more or index < begins[part] + len(name) + 4:
-                keys = _PART_KEY.findall(self.text[at : at + 512].partition("}")[0])
+                text = self.text[at : at + 512].partition("}")[0]
+                keys = re.findall(r'[,{]"([A-Za-z0-9_]{1,32})":', text)
                 wrong = _first_difference(keys, _PARTS)
                 name = name if wrong is None else _at_fault(keys, _PARTS, wrong)
             field += f".{name}"
@@ -295,13 +292,14 @@ def _parts(tensor: StoredTensor) -> tuple[str, str, str]:
 
 def header_digest(head: bytes) -> str:
     """The checksum of a header: over length, JSON and padding, with itself as zeros."""
-    return spec.digest(_SEAL.sub(f'"header_checksum":"{spec.UNSEALED}"'.encode(), head, count=1))
+    unsealed = f'"header_checksum":"{spec.UNSEALED}"'.encode()
+    return spec.digest(re.sub(_SEAL, unsealed, head, count=1))
 
 
 def entry_is_damaged(head: bytes, name: str, value: str, metadata: dict[str, str]) -> bool:
     """Whether the header's checksum matches once the entry of one value is set right."""
-    pattern = re.compile(rb'\\"' + re.escape(name).encode() + rb'\\":\\".{16}\\"')
-    repaired = pattern.sub(f'\\\\"{name}\\\\":\\\\"{value}\\\\"'.encode(), head, count=1)
+    entry = rb'\\"' + re.escape(name).encode() + rb'\\":\\".{16}\\"'
+    repaired = re.sub(entry, f'\\\\"{name}\\\\":\\\\"{value}\\\\"'.encode(), head, count=1)
     return header_digest(repaired) == metadata["header_checksum"]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptx import _core
 from gptx.config import GPTConfig
@@ -23,6 +22,8 @@ from gptx.modelfile.header import Header
 from gptx.modelfile.parse import entry_is_damaged, parse_header
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gptx.tokenizer import TokenizerSpec
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptx import _core
 from gptx.config import GPTConfig
@@ -20,6 +19,8 @@ from gptx.modelfile.atomic import AtomicFile
 from gptx.modelfile.reader import read
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from gptx.tokenizer import TokenizerSpec
 
 Progress = Callable[[str, int, int], None]
