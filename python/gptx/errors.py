@@ -109,6 +109,10 @@ class ConvertError(GptxError):
         self.tensor = tensor
 
 
+class TrainingError(GptxError, ArithmeticError):
+    """Training cannot go on: a loss is infinite or NaN. Says which, and at which step."""
+
+
 class OutOfMemoryError(GptxError, MemoryError):
     """The request needs more memory than it may have. ``need`` and ``have`` are bytes."""
 
