@@ -45,7 +45,7 @@ def test_chinese_prompts_stream_whole_characters_in_any_locale(prompt):
     result = gptx_command(prompt, "--seed", 3, env={"LC_ALL": "C", "PYTHONUTF8": "0"})
     assert result.stdout.startswith(prompt)
     assert "\ufffd" not in result.stdout
-    assert len(result.stdout) > len(prompt) + 10
+    assert len(result.stdout) > len(prompt) + 5
 
 
 def test_the_prompt_may_come_from_stdin_and_the_result_as_json(path):
@@ -111,10 +111,11 @@ def test_a_reader_that_goes_away_is_no_traceback(path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    process.stdout.read(1)
-    process.stdout.close()
-    assert b"Traceback" not in process.stderr.read()
-    assert process.wait(30) in (0, 141)
+    with process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode in (0, 141)
 
 
 def test_ctrl_c_keeps_the_text_so_far_and_exits_130():

@@ -28,7 +28,7 @@ A prompt that is the name of a command is written: gptx generate info"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_as_utf8(a) for a in (sys.argv[1:] if argv is None else argv)]
     if arguments and arguments[0] == "convert":
         from gptx import convert
 
@@ -229,8 +229,16 @@ def _version() -> str:
     return gptx.__version__
 
 
+def _as_utf8(argument: str) -> str:
+    """The argument as UTF-8, whatever the locale took its bytes for."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
+
+
 def _use_utf8() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(encoding="utf-8", errors="replace")
+            reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
