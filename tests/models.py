@@ -97,7 +97,7 @@ def as_transformers(config, tensors):
         conv1d = ".attn." in name or ".mlp." in name
         transposed = value.T if conv1d and value.ndim == 2 else value
         key = name if name.startswith("lm_head") else f"transformer.{name}"
-        state[key] = torch.from_numpy(np.ascontiguousarray(transposed))
+        state[key] = torch.tensor(np.array(transposed))
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}

@@ -109,17 +109,16 @@ def test_logits_of_the_trained_model_equal_those_of_transformers(trained):
 
 
 def test_greedy_text_of_the_trained_model_equals_that_of_transformers(trained):
+    from transformers import GenerationConfig
+
     import gptx
 
     _, engine, model = trained
     tokenizer = gptx.load().tokenizer
+    greedy = GenerationConfig(max_new_tokens=64, do_sample=False, pad_token_id=0)
     assert len(PROMPTS) == 50
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
-        expected = model.generate(
-            torch.tensor([ids]), max_new_tokens=64, min_new_tokens=64, do_sample=False,
-            attention_mask=torch.ones(1, len(ids)), pad_token_id=0,
-        )[0, len(ids) :].tolist()  # fmt: skip
-        eos = tokenizer.eos_token_id
-        ours = generate(engine, ids, 64, end_tokens=[eos], min_new_tokens=64)
-        assert ours == expected, prompt
+        inputs = torch.tensor([ids])
+        output = model.generate(inputs, greedy, attention_mask=torch.ones_like(inputs))
+        assert generate(engine, ids, 64) == output[0, len(ids) :].tolist(), prompt

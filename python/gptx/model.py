@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +31,7 @@ from gptx.errors import (
     TokenIdError,
     TokenizeError,
 )
-from gptx.sampling import MAX_SEED, SamplingParams
+from gptx.sampling import SamplingParams
 from gptx.tokenizer import StopMatcher, Tokenizer, TokenizerSpec
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
@@ -112,7 +111,7 @@ class _Reply:
         self._engine = model._engine
         self._prompt = prompt if isinstance(prompt, str) else model._decode(ids)
         self._prompt_tokens = len(ids)
-        self._seed = secrets.randbelow(MAX_SEED + 1) if params.seed is None else int(params.seed)
+        self._seed = _random_seed() if params.seed is None else int(params.seed)
         self._decoder = model._tokenizer.decoder() if model._tokenizer else None
         self._stop = StopMatcher(params.stop)
         self._token_ids: list[int] = []
@@ -352,8 +351,8 @@ class Model:
         eos = self._source.generation.get("eos_token_id")
         if eos is None and self._tokenizer is not None:
             eos = self._tokenizer.eos_token_id
-        if eos is not None and eos < self.config.vocab_size and not params.ignore_eos:
-            ends.append(eos)
+        if eos is not None and not params.ignore_eos:
+            ends += [i for i in np.atleast_1d(eos).tolist() if i < self.config.vocab_size]
         return ends
 
 
@@ -445,6 +444,10 @@ def _thread_count(threads: int | None) -> int:
     if type(value) is not int or not 1 <= value <= _MAX_THREADS:
         raise ParameterError(name, value, f"an integer from 1 to {_MAX_THREADS}")
     return value
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def _is_batch(prompt: object) -> bool:
