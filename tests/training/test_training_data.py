@@ -27,7 +27,9 @@ def make_set(n, first=0, name="file"):
 
 def test_documents_end_at_lines_that_hold_only_the_end_of_text(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("one\n<|endoftext|>\n\n two\nlines <|endoftext|>\n<|endoftext|>\n", "utf-8")
+    path.write_text(
+        "\ufeffone\n<|endoftext|>\n\n two\nlines <|endoftext|>\n<|endoftext|>\n", "utf-8"
+    )
     assert read_documents(path) == ["one", "two\nlines <|endoftext|>"]
 
 

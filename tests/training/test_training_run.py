@@ -145,6 +145,15 @@ def test_a_run_goes_on_from_its_last_checkpoint_after_a_crash(tiny_options, tmp_
     assert_same_state(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_resumes(tiny_options, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "run", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny_options())
+    assert load_state(tmp_path / "out").step == 0
+    assert resume(tiny_options())[0] == 0
+
+
 def test_samples_and_evaluations_do_not_change_the_run(tiny_options, tmp_path):
     plain = tiny_options(out=str(tmp_path / "plain"), eval_every=12)
     busy = tiny_options(out=str(tmp_path / "busy"), eval_every=1, sample_every=2)

@@ -29,7 +29,7 @@ def read_documents(path: Path) -> list[str]:
     """Documents of a UTF-8 file (``.xz`` and ``.gz`` are unpacked), stripped, none empty."""
     opener = _OPENERS.get(path.suffix, open)
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             text = file.read()
     except UnicodeDecodeError as error:
         raise ParameterError("data", str(path), f"UTF-8 text ({error})") from error

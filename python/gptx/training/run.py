@@ -66,9 +66,10 @@ def train(options: TrainOptions, progress: Progress) -> int:
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_description(out, start.config, start.encoder, options.dropout)
+    trainer.save()
     progress.line(f"{start.config.n_params:,} parameters, {precision} on {device}")
     if start.tensors is not None:
-        progress.line(f"before the first step: {trainer.evaluate(options.eval_rows)}")
+        progress.line(f"before the first step: {trainer.evaluate()}")
     return _run(trainer, token_sets, progress)
 
 
@@ -117,7 +118,7 @@ def _run(trainer: Trainer, token_sets: Sequence[TokenSet], progress: Progress) -
     out = Path(trainer.options.out)
     best = read_checkpoint(out, tokenizer=NO_TOKENIZER)
     trainer.model.load_canonical(best.tensors)
-    evaluation = trainer.evaluate()
+    evaluation = trainer.evaluate(whole=True)
     write_json(out / SUMMARY, _summary(trainer, token_sets, evaluation))
     progress.line(f"best model, of step {trainer.position.best_step:,}: {evaluation}")
     characters = trainer.encoder.characters

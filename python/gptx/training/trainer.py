@@ -146,10 +146,11 @@ class Trainer:
         )
         save_state(self._out, state)
 
-    def evaluate(self, max_rows: int | None = None) -> Evaluation:
-        """Losses on the held-out text, with at most so many rows of each file."""
-        with self._autocast():
-            return evaluate(self.model, self._token_sets, self._mix, self._block_size, max_rows)
+    def evaluate(self, *, whole: bool = False) -> Evaluation:
+        """Losses on ``eval_rows`` held-out rows of each file, or on all of them in float32."""
+        rows = None if whole else self.options.eval_rows
+        with contextlib.nullcontext() if whole else self._autocast():
+            return evaluate(self.model, self._token_sets, self._mix, self._block_size, rows)
 
     def _done(self) -> float:
         """The part of the run that is over."""
@@ -186,7 +187,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         position = self.position
-        evaluation = self.evaluate(self.options.eval_rows)
+        evaluation = self.evaluate()
         train_loss = float(np.mean(position.recent))
         for file in evaluation.files:
             self._check_finite(f"held-out loss of {file.name}", file.loss)
@@ -243,7 +244,8 @@ class Trainer:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
 
         def stop(number: int, _frame: FrameType | None) -> None:
             self._stop = signal.Signals(number)
