@@ -14,6 +14,7 @@ from gptx.errors import (
     ParameterError,
     TokenIdError,
     TokenizeError,
+    TrainingError,
     UnsafeCheckpointError,
     UnsupportedError,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Stream",
     "TokenIdError",
     "TokenizeError",
+    "TrainingError",
     "UnsafeCheckpointError",
     "UnsupportedError",
     "generate",
