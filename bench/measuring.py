@@ -1,0 +1,74 @@
+"""The yardsticks of the machine, and the timing of work between two readings of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptx import _core
+
+_FLOPS_PER_STEP = 2 * 16 * 6  # a step of probe_fma: six chains of sixteen lanes
+_SETTLE_SECONDS = 0.005  # threads of a peer that spin after their work would slow down a yardstick
+
+
+class Yardsticks:
+    """What the machine can do right now: arithmetic peak and read bandwidth on all threads.
+
+    Args:
+        threads: as many as the work that is measured uses.
+        quick: short readings of a buffer that a cache may hold; for trying the script out.
+    """
+
+    def __init__(self, threads: int, *, quick: bool = False) -> None:
+        self._isa = _core.usable_isas()[0]
+        self._threads = threads
+        self._seconds = 0.005 if quick else 0.05
+        # Written, hence really there; far larger than any cache.
+        self._buffer = np.ones((64 if quick else 512) * 2**20 // 4, dtype=np.float32)
+        trial = 500_000
+        rate = _core.testing.probe_fma(self._isa, threads, trial) / threads
+        self._steps = max(trial, int(rate * self._seconds / _FLOPS_PER_STEP))
+
+    def fma(self) -> float:
+        """FLOP/s of fused multiply-adds in registers."""
+        time.sleep(_SETTLE_SECONDS)
+        return _core.testing.probe_fma(self._isa, self._threads, self._steps)
+
+    def read(self) -> float:
+        """Bytes/s of reading memory in order, each thread its own part."""
+        time.sleep(_SETTLE_SECONDS)
+        spent = size = 0.0
+        while spent < self._seconds:
+            rate = _core.testing.probe_read(self._isa, self._threads, self._buffer)
+            spent += self._buffer.nbytes / rate
+            size += self._buffer.nbytes
+        return size / spent
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle of some samples, and how far they lie apart."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        return cls(statistics.median(samples), min(samples), max(samples))
+
+    def show(self, scale: float = 1.0, digits: int = 0) -> str:
+        middle, low, high = (
+            f"{value * scale:.{digits}f}" for value in (self.median, self.low, self.high)
+        )
+        return f"{middle} ({low}..{high})"
