@@ -2,7 +2,6 @@
 
 from gptx.config import GPTConfig
 from gptx.errors import (
-    CancelledError,
     ContextLengthError,
     ConvertError,
     DeviceError,
@@ -24,7 +23,6 @@ from gptx.sampling import SamplingParams
 __version__ = "0.1.0"
 
 __all__ = [
-    "CancelledError",
     "ContextLengthError",
     "ConvertError",
     "DeviceError",

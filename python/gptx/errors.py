@@ -127,10 +127,6 @@ class NonFiniteLogitsError(GptxError, ArithmeticError):
     """The logits of one request contain NaN or infinity; other requests go on."""
 
 
-class CancelledError(GptxError):
-    """The request was cancelled before it finished."""
-
-
 class UnsupportedError(GptxError):
     """A feature, ISA or backend that this build or machine does not have."""
 
