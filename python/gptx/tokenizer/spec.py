@@ -137,7 +137,7 @@ class TokenizerSpec:
                 raise ParameterError(
                     f"tokens[{i}]", token, f"another token than that of id {first[token]}"
                 )
-            if self.kind == "chars" and len(token.decode("utf-8", "replace")) != 1:
+            if self.kind == "chars" and not _is_one_character(token):
                 raise ParameterError(f"tokens[{i}]", token, "one character in UTF-8")
 
     def _check_named_tokens(self) -> None:
@@ -174,6 +174,13 @@ class TokenizerSpec:
             raise ParameterError("merge_order", order, "each id once")
         if order == tuple(i for i, token in enumerate(self.tokens) if token is not None):
             object.__setattr__(self, "merge_order", ())
+
+
+def _is_one_character(token: bytes) -> bool:
+    try:
+        return len(token.decode()) == 1
+    except UnicodeDecodeError:
+        return False
 
 
 def _encodable(name: str, text: str) -> None:
