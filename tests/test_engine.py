@@ -5,8 +5,18 @@ import pytest
 
 import oracle
 from gptx import _core
-from models import GREEDY, generate, make_config, make_engine, random_tensors, run
+from models import GREEDY, generate, make_config, make_engine, random_tensors, run, stored
 
+# How a model can compute: the type of its weights, the precision of the products, the KV cache.
+MODES = {
+    "float32": dict(dtype="float32"),
+    "bfloat16": dict(dtype="bfloat16"),
+    "int8": dict(dtype="int8"),
+    "int8-fast": dict(dtype="int8", precision="int8-fast"),
+    "int8, float32 cache": dict(dtype="int8", kv_cache_dtype="float32"),
+    "float32, bfloat16 cache": dict(dtype="float32", kv_cache_dtype="bfloat16"),
+}
+EVERY_MODE = pytest.mark.parametrize("mode", MODES.values(), ids=MODES, scope="module")
 SAMPLED = dict(temperature=0.9, top_k=20, top_p=0.9, seed=7)
 
 
@@ -21,8 +31,14 @@ def tensors(config):
 
 
 @pytest.fixture(scope="module")
-def engine(config, tensors):
-    return make_engine(config, tensors)
+def mode():
+    """float32, unless a test asks for every mode."""
+    return MODES["float32"]
+
+
+@pytest.fixture(scope="module")
+def engine(config, tensors, mode):
+    return make_engine(config, tensors, **mode)
 
 
 def random_ids(config, n, seed=0):
@@ -63,40 +79,60 @@ def test_logits_equal_the_float64_definition(changes):
     assert np.abs(ours - exact).max() < 1e-5 * max(1, np.abs(exact).max())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_rounded_weights_compute_what_their_float32_values_do(config, tensors, dtype):
+def rounded(config, tensors, dtype):
+    """The float32 values that weights of a type stand for."""
     from gptx.modelfile import canonical_shapes
     from gptx.modelfile.layout import restore
-    from models import stored
 
     packed = stored(config, tensors, dtype)
-    rounded = {n: restore(config, dtype, n, packed) for n in canonical_shapes(config)}
+    return {name: restore(config, dtype, name, packed) for name in canonical_shapes(config)}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_weights_expanded_to_float32_compute_what_their_values_do(config, tensors, dtype):
     ids = random_ids(config, 40)
-    ours = _core.Engine(config.to_dict(), dtype, packed).logits(ids)
-    assert np.array_equal(ours, make_engine(config, rounded).logits(ids))
+    ours = make_engine(config, tensors, dtype, precision="float32").logits(ids)
+    assert np.array_equal(ours, make_engine(config, rounded(config, tensors, dtype)).logits(ids))
 
 
-def test_every_isa_gives_the_same_logits(config, tensors):
+@pytest.mark.parametrize(
+    ("mode", "tolerance"),
+    [("bfloat16", 3e-2), ("int8", 2e-2), ("int8-fast", 5e-2), ("int8, float32 cache", 2e-4)],
+)
+def test_every_mode_is_near_the_float64_values_of_its_weights(config, tensors, mode, tolerance):
+    ids = random_ids(config, 200)
+    ours = make_engine(config, tensors, **MODES[mode]).logits(ids)
+    exact = oracle.forward(config, rounded(config, tensors, MODES[mode]["dtype"]), ids)
+    assert np.sqrt(((ours - exact) ** 2).mean()) < tolerance * np.sqrt((exact**2).mean())
+
+
+@EVERY_MODE
+def test_every_isa_gives_the_same_logits(config, tensors, mode):
     ids = random_ids(config, 100)
-    first, *others = [make_engine(config, tensors, isa=i).logits(ids) for i in _core.usable_isas()]
+    first, *others = [
+        make_engine(config, tensors, isa=isa, **mode).logits(ids) for isa in _core.usable_isas()
+    ]
     assert all(np.array_equal(first, other) for other in others)
 
 
+@EVERY_MODE
 @pytest.mark.parametrize("threads", [2, 3, 4])
-def test_any_number_of_threads_gives_the_same_logits(config, tensors, threads):
+def test_any_number_of_threads_gives_the_same_logits(config, tensors, mode, threads):
     ids = random_ids(config, 150)
-    one = make_engine(config, tensors, threads=1).logits(ids)
-    assert np.array_equal(make_engine(config, tensors, threads=threads).logits(ids), one)
+    one = make_engine(config, tensors, threads=1, **mode).logits(ids)
+    assert np.array_equal(make_engine(config, tensors, threads=threads, **mode).logits(ids), one)
 
 
-def test_a_prefix_has_the_logits_it_has_within_the_whole(config, engine):
+@EVERY_MODE
+def test_a_prefix_has_the_logits_it_has_within_the_whole(config, engine, mode):
     ids = random_ids(config, 200)
     whole = engine.logits(ids)
-    for n in (1, 2, 15, 16, 17, 63, 64, 65, 127, 130, 199):
+    for n in (1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 130, 199):
         assert np.array_equal(engine.logits(ids[:n]), whole[:n])
 
 
-def test_decoding_continues_the_logits_of_the_whole(config, engine):
+@EVERY_MODE
+def test_decoding_continues_the_logits_of_the_whole(config, engine, mode):
     """Greedy tokens found one by one are the arg-max of one prefill over all of them."""
     prompt = random_ids(config, 70)
     tokens = generate(engine, prompt, 100)
@@ -104,8 +140,9 @@ def test_decoding_continues_the_logits_of_the_whole(config, engine):
     assert tokens == logits[69:-1].argmax(axis=1).tolist()
 
 
+@EVERY_MODE
 @pytest.mark.parametrize("params", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, params):
+def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, mode, params):
     lengths = [1, 2, 17, 63, 64, 65, 130, 200, 5, 90]
     prompts = [random_ids(config, n, seed=n) for n in lengths]
     alone = [generate(engine, p, 40, **params) for p in prompts]
@@ -117,7 +154,8 @@ def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, param
         assert run(engine, requests) == [alone[i] for i in order]
 
 
-def test_a_request_is_the_same_when_others_join_and_leave(config, engine):
+@EVERY_MODE
+def test_a_request_is_the_same_when_others_join_and_leave(config, engine, mode):
     prompt = random_ids(config, 30)
     alone = generate(engine, prompt, 60, **SAMPLED)
     request = engine.submit(prompt, max_new_tokens=60, **(GREEDY | SAMPLED))
@@ -218,8 +256,6 @@ def test_the_core_refuses_ids_outside_the_vocabulary(config, engine):
 
 def test_a_missing_or_short_tensor_is_named(config, tensors):
     from gptx.errors import ParameterError
-    from models import stored
-
     packed = stored(config, tensors)
     for name in ("h.1.mlp.c_fc.weight", "ln_f.bias", "wpe.weight"):
         with pytest.raises(ParameterError, match=name):
@@ -228,3 +264,23 @@ def test_a_missing_or_short_tensor_is_named(config, tensors):
             )
         with pytest.raises(ParameterError, match=name):
             _core.Engine(config.to_dict(), "float32", packed | {name: packed[name].ravel()[:-1]})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "allowed"),
+    [
+        ("float32", "int8", "float32 for float32 weights"),
+        ("bfloat16", "int8-fast", "bfloat16 or float32 for bfloat16 weights"),
+        ("int8", "bfloat16", "int8, int8-fast or float32 for int8 weights"),
+        ("int8", "int4", "one of float32, bfloat16, int8, int8-fast"),
+    ],
+)
+def test_a_precision_that_the_weights_do_not_have_is_refused(
+    config, tensors, dtype, precision, allowed
+):
+    from gptx.errors import ParameterError
+
+    with pytest.raises(ParameterError, match=f"precision: .*{allowed}, got '{precision}'"):
+        make_engine(config, tensors, dtype, precision=precision)
+    with pytest.raises(ParameterError, match="kv_cache_dtype: .*got 'int4'"):
+        make_engine(config, tensors, dtype, kv_cache_dtype="int4")

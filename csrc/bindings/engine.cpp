@@ -7,6 +7,7 @@
 
 #include "bindings/buffers.h"
 #include "bindings/module.h"
+#include "bindings/names.h"
 #include "core/cpu_count.h"
 #include "cpu/isa.h"
 #include "engine/engine.h"
@@ -47,6 +48,14 @@ DType dtype_named(const std::string& name) {
   throw ParameterError("dtype", "'" + name + "'", "one of float32, bfloat16, int8");
 }
 
+// What weights of this type can be multiplied as; float32 is always possible, by expanding them.
+void check_precision(const std::string& name, const std::string& dtype) {
+  if (name == "float32" || name == dtype || (name == "int8-fast" && dtype == "int8")) return;
+  const std::string allowed = dtype == "int8" ? "int8, int8-fast or float32" : dtype + " or float32";
+  throw ParameterError("precision", name,
+                       (dtype == "float32" ? dtype : allowed) + " for " + dtype + " weights");
+}
+
 const char* finish_name(Finish finish) {
   switch (finish) {
     case Finish::kStop: return "stop";
@@ -61,21 +70,30 @@ const char* finish_name(Finish finish) {
 class PyEngine {
  public:
   PyEngine(const py::dict& config, const std::string& dtype, py::dict tensors,
-           const std::string& device, int threads, const std::string& isa, uint64_t kv_cache_bytes)
-      : config_(config_from(config)), tensors_(std::move(tensors)) {
+           const std::string& device, int threads, const std::string& isa,
+           const std::string& precision, const std::string& kv_cache_dtype, uint64_t kv_cache_bytes)
+      : config_(config_from(config)), tensors_(std::move(tensors)), precision_(precision) {
     WeightSource source;
     source.dtype = dtype_named(dtype);
+    if (precision_.empty()) precision_ = dtype;
+    CpuOptions options{.precision = precision_named(precision_), .threads = threads, .isa = isa};
+    check_precision(precision_, dtype);
+    kv_cache_dtype_ = kv_cache_dtype;
+    if (kv_cache_dtype_.empty()) {
+      kv_cache_dtype_ = options.precision == Precision::kFloat32 ? "float32" : "bfloat16";
+    }
+    options.kv_type = kv_type_named(kv_cache_dtype_);
     for (const auto& [name, buffer] : tensors_) {
       source.tensors[name.cast<std::string>()] = bytes_of(buffer);
     }
     const py::gil_scoped_release released;
     const StepLimits limits;
-    const uint64_t block_bytes = cpu_kv_block_bytes(config_);
+    const uint64_t block_bytes = cpu_kv_block_bytes(config_, options.kv_type);
     const uint64_t context_blocks = (config_.block_size + kBlockTokens - 1) / kBlockTokens;
     const size_t blocks = std::max(context_blocks, kv_cache_bytes / block_bytes);
     std::unique_ptr<Runner> runner =
         device == "cuda" ? make_cuda_runner(config_, source, limits, blocks)
-                         : make_cpu_runner(config_, source, limits, blocks, threads, isa);
+                         : make_cpu_runner(config_, source, limits, blocks, options);
     engine_ = std::make_unique<Engine>(std::move(runner), config_, limits, blocks);
   }
 
@@ -126,6 +144,8 @@ class PyEngine {
   }
 
   Engine& engine() { return *engine_; }
+  const std::string& precision() const { return precision_; }
+  const std::string& kv_cache_dtype() const { return kv_cache_dtype_; }
 
  private:
   // The last line of defence: memory is safe whatever Python checked before.
@@ -146,6 +166,8 @@ class PyEngine {
 
   GptConfig config_;
   py::dict tensors_;
+  std::string precision_;
+  std::string kv_cache_dtype_;
   std::unique_ptr<Engine> engine_;
 };
 
@@ -164,9 +186,10 @@ void init_engine(py::module_& m) {
       "Instruction sets that this build has kernels for and this CPU can run, best first.");
   py::class_<PyEngine>(m, "Engine")
       .def(py::init<const py::dict&, const std::string&, py::dict, const std::string&, int,
-                    const std::string&, uint64_t>(),
+                    const std::string&, const std::string&, const std::string&, uint64_t>(),
            py::arg("config"), py::arg("dtype"), py::arg("tensors"), py::kw_only(),
            py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("isa") = "",
+           py::arg("precision") = "", py::arg("kv_cache_dtype") = "",
            py::arg("kv_cache_bytes") = 0)
       .def("submit", &PyEngine::submit, py::arg("ids"), py::kw_only(), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
@@ -180,6 +203,8 @@ void init_engine(py::module_& m) {
       .def_property_readonly("kv_block_bytes",
                              [](PyEngine& e) { return e.engine().runner().kv_block_bytes(); })
       .def_property_readonly("threads", [](PyEngine& e) { return e.engine().runner().threads(); })
+      .def_property_readonly("precision", &PyEngine::precision)
+      .def_property_readonly("kv_cache_dtype", &PyEngine::kv_cache_dtype)
       .def_property_readonly("isa", [](PyEngine& e) { return e.engine().runner().isa(); });
 }
 

@@ -3,10 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
 #include "bindings/module.h"
+#include "bindings/names.h"
 #include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/philox.h"
@@ -32,29 +34,113 @@ cpu::Activation activation_named(const std::string& name) {
   throw ParameterError("activation", "'" + name + "'", "one of none, gelu_new, gelu, relu");
 }
 
+const cpu::KernelTable& kernels(const std::string& isa) { return cpu::kernels_named(isa); }
+
 size_t dim(const Array& a, int axis) { return static_cast<size_t>(a.shape(axis)); }
 
-// act [M, K], panels [N/16, K, 16], bias [N] -> [M, N]; with `residual` [M, N] added where given.
-Array linear_f32(const std::string& isa, const Array& act, const Array& panels, const Array& bias,
-                 const std::string& activation, const py::object& residual) {
-  const size_t rows = dim(act, 0), depth = dim(act, 1), n = dim(panels, 0) * kPanel;
-  if (dim(panels, 1) != depth || dim(bias, 0) != n) throw ParameterError("panels", "", "[N/16, K, 16]");
-  Array out({rows, n});
-  const bool add = !residual.is_none();
-  if (add) std::memcpy(out.mutable_data(), residual.cast<Array>().data(), rows * n * sizeof(float));
-  const cpu::LinearF32 task{.out = out.mutable_data(),
-                            .out_stride = n,
-                            .act = act.data(),
-                            .act_stride = depth,
-                            .panels = panels.data(),
-                            .bias = bias.data(),
-                            .rows = rows,
-                            .depth = depth,
-                            .activation = activation_named(activation),
-                            .add = add};
-  const py::gil_scoped_release released;
-  cpu::kernels_named(isa).linear_f32(task, 0, n / kPanel);
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// An array of rows of the operands that the matmul of a precision wants.
+struct Operands {
+  Operands(const cpu::MatmulKernels& matmul, const Array& act)
+      : stride(round_up(dim(act, 1), kPanel) * cpu::kOperandBytes),
+        bytes(dim(act, 0) * stride),
+        scales(dim(act, 0)) {
+    for (size_t i = 0; i < dim(act, 0); ++i) {
+      scales[i] = matmul.operand(bytes.data() + i * stride, act.data() + i * dim(act, 1),
+                                 dim(act, 1));
+    }
+  }
+
+  size_t stride;
+  AlignedBuffer<std::byte> bytes;
+  std::vector<cpu::RowScale> scales;
+};
+
+// A linear layer of n outputs on arrays, as a task of its kernel.
+class Linear {
+ public:
+  Linear(const std::string& isa, const std::string& precision, const Array& act, const Array& scale,
+         const py::array_t<int32_t, py::array::c_style>& colsum, const Array& bias)
+      : precision_(precision_named(precision)),
+        matmul_(kernels(isa)[precision_]),
+        operands_(matmul_, act),
+        n_(dim(bias, 0)),
+        task_{.out = nullptr,
+              .out_stride = n_,
+              .act = operands_.bytes.data(),
+              .act_stride = operands_.stride,
+              .act_scale = operands_.scales.data(),
+              .panels = nullptr,
+              .scale = scale.data(),
+              .colsum = colsum.data(),
+              .bias = bias.data(),
+              .rows = dim(act, 0),
+              .depth = dim(act, 1),
+              .activation = cpu::Activation::kNone,
+              .add = false} {}
+
+  cpu::LinearTask& task() { return task_; }
+
+  // The bytes of a packed matrix, which must be those that the shapes demand.
+  const std::byte* panels_of(const py::array& packed) const {
+    const size_t inputs = cpu::inputs_per_line(precision_);
+    const size_t bytes =
+        n_ / kPanel * (round_up(task_.depth, inputs) / inputs) * cpu::kLineBytes;
+    if (static_cast<size_t>(packed.nbytes()) != bytes || n_ % kPanel != 0) {
+      throw ParameterError("panels", std::to_string(packed.nbytes()) + " bytes",
+                           std::to_string(bytes) + " bytes");
+    }
+    return static_cast<const std::byte*>(packed.data());
+  }
+
+  void run(float* out, const std::byte* panels) {
+    task_.out = out;
+    task_.panels = panels;
+    matmul_.linear(task_, 0, n_ / kPanel);
+  }
+
+ private:
+  Precision precision_;
+  const cpu::MatmulKernels& matmul_;
+  Operands operands_;
+  size_t n_;
+  cpu::LinearTask task_;
+};
+
+// act [M, K], panels of N outputs (docs/model-file.md), scale and colsum [N] of int8, bias [N]
+// -> [M, N]; with `residual` [M, N] added where given.
+Array linear(const std::string& isa, const std::string& precision, const Array& act,
+             const py::array& panels, const Array& scale,
+             const py::array_t<int32_t, py::array::c_style>& colsum, const Array& bias,
+             const std::string& activation, const py::object& residual) {
+  Linear layer(isa, precision, act, scale, colsum, bias);
+  layer.task().activation = activation_named(activation);
+  layer.task().add = !residual.is_none();
+  Array out({dim(act, 0), dim(bias, 0)});
+  if (!residual.is_none()) {
+    const auto bytes = static_cast<size_t>(out.nbytes());
+    std::memcpy(out.mutable_data(), residual.cast<Array>().data(), bytes);
+  }
+  layer.run(out.mutable_data(), layer.panels_of(panels));
   return out;
+}
+
+// Seconds of one call of the kernel behind `linear`, the mean of `calls`, which take the matrices in turns.
+double time_linear(const std::string& isa, const std::string& precision, const Array& act,
+                   const std::vector<py::array>& matrices, const Array& scale,
+                   const py::array_t<int32_t, py::array::c_style>& colsum, const Array& bias,
+                   size_t calls) {
+  Linear layer(isa, precision, act, scale, colsum, bias);
+  std::vector<const std::byte*> panels;
+  for (const py::array& packed : matrices) panels.push_back(layer.panels_of(packed));
+  AlignedBuffer<float> out(dim(act, 0) * dim(bias, 0));
+  const py::gil_scoped_release released;
+  const auto start = std::chrono::steady_clock::now();
+  for (size_t i = 0; i < calls; ++i) layer.run(out.data(), panels[i % panels.size()]);
+  return seconds_since(start) / static_cast<double>(calls);
 }
 
 // gain and bias are padded to 16.
@@ -63,20 +149,22 @@ Array layer_norm(const std::string& isa, const Array& x, const Array& gain, cons
   Array out({dim(x, 0), dim(x, 1)});
   for (size_t i = 0; i < dim(x, 0); ++i) {
     const size_t row = i * dim(x, 1);
-    cpu::kernels_named(isa).layer_norm(out.mutable_data() + row, x.data() + row, gain.data(),
-                                       bias.data(), dim(x, 1), epsilon);
+    kernels(isa).layer_norm(out.mutable_data() + row, x.data() + row, gain.data(), bias.data(),
+                            dim(x, 1), epsilon);
   }
   return out;
 }
 
 // One head: query, key, value [T, D] -> [T, D], causal, through the paged cache. Hidden positions of
-// the last block hold `poison`.
-Array attention_f32(const std::string& isa, const Array& query, const Array& key,
-                    const Array& value, float scale, float poison) {
-  const cpu::KernelTable& kernels = cpu::kernels_named(isa);
+// the last block hold `poison`, a byte; rows are asked for `step` at a time.
+Array attention(const std::string& isa, const std::string& kv_cache_dtype, const Array& query,
+                const Array& key, const Array& value, float scale, int poison, size_t step) {
+  const KvType type = kv_type_named(kv_cache_dtype);
+  const cpu::AttentionKernels& head = kernels(isa)[type];
   const size_t rows = dim(query, 0), size = dim(query, 1), width = round_up(size, kPanel);
-  std::vector<AlignedBuffer<float>> storage;
-  std::vector<const float*> blocks;
+  const size_t block_bytes = cpu::kv_head_bytes(type, width);
+  std::vector<AlignedBuffer<std::byte>> storage;
+  std::vector<const std::byte*> blocks;
   AlignedBuffer<float> padded(3 * rows * width);
   float* const q = padded.data();
   float* const k = q + rows * width;
@@ -88,39 +176,41 @@ Array attention_f32(const std::string& isa, const Array& query, const Array& key
   }
   Array out({rows, size});
   AlignedBuffer<float> scratch(cpu::attention_scratch(width));
-  for (size_t i = 0; i < rows; ++i) {
-    if (i % kBlock == 0) {
-      storage.emplace_back(2 * kBlock * width);
-      std::fill_n(storage.back().data(), 2 * kBlock * width, poison);
+  for (size_t first = 0; first < rows;) {
+    const size_t n = std::min({step, rows - first, kBlock - first % kBlock});
+    if (first % kBlock == 0) {
+      storage.emplace_back(block_bytes);
+      std::memset(storage.back().data(), poison, block_bytes);
       blocks.push_back(storage.back().data());
     }
-    kernels.append_kv_f32(storage.back().data(), k + i * width, v + i * width, i, size);
-  }
-  for (size_t first = 0; first < rows; first += kBlock) {
-    kernels.attention_f32({.out = out.mutable_data() + first * size,
-                           .out_stride = size,
-                           .query = q + first * width,
-                           .query_stride = width,
-                           .blocks = blocks.data(),
-                           .position = first,
-                           .rows = std::min(kBlock, rows - first),
-                           .head_size = size,
-                           .scale = scale,
-                           .scratch = scratch.data()});
+    for (size_t i = first; i < first + n; ++i) {
+      head.append_key(storage.back().data(), k + i * width, i, size);
+      head.append_value(storage.back().data(), v + i * width, i, size);
+    }
+    head.attention({.out = out.mutable_data() + first * size,
+                    .out_stride = size,
+                    .query = q + first * width,
+                    .query_stride = width,
+                    .blocks = blocks.data(),
+                    .position = first,
+                    .rows = n,
+                    .head_size = size,
+                    .scale = scale,
+                    .scratch = scratch.data()});
+    first += n;
   }
   return out;
 }
 
 Array activate(const std::string& isa, const Array& x, const std::string& activation) {
   Array out(x.shape(0));
-  cpu::kernels_named(isa).activate_f32(out.mutable_data(), x.data(), dim(x, 0),
-                                       activation_named(activation));
+  kernels(isa).activate_f32(out.mutable_data(), x.data(), dim(x, 0), activation_named(activation));
   return out;
 }
 
 Array exp(const std::string& isa, const Array& x) {
   Array out(x.shape(0));
-  cpu::kernels_named(isa).exp_f32(out.mutable_data(), x.data(), dim(x, 0));
+  kernels(isa).exp_f32(out.mutable_data(), x.data(), dim(x, 0));
   return out;
 }
 
@@ -159,25 +249,23 @@ std::vector<int64_t> team_counts(int threads, size_t n, int rounds) {
   return counts;
 }
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// FLOP/s of fused multiply-adds on all threads together.
-double probe_fma(const std::string& isa, int threads, size_t steps) {
-  const cpu::KernelTable& kernels = cpu::kernels_named(isa);
+// Operations/s, a multiply-add being two, of the products of a precision on all threads together.
+double probe_peak(const std::string& isa, const std::string& precision, int threads, size_t steps) {
+  const Precision chosen = precision_named(precision);
+  const cpu::MatmulKernels& matmul = kernels(isa)[chosen];
   ThreadTeam team(threads);
   std::vector<float> sink(static_cast<size_t>(threads));
   const py::gil_scoped_release released;
   const auto start = std::chrono::steady_clock::now();
-  team.run([&](int rank) { sink[static_cast<size_t>(rank)] = kernels.probe_fma(steps); });
-  const double flops = 2.0 * kPanel * cpu::kProbeChains * static_cast<double>(steps);
-  return flops * team.size() / seconds_since(start);
+  team.run([&](int rank) { sink[static_cast<size_t>(rank)] = matmul.probe(steps); });
+  const double per_step =
+      2.0 * kPanel * static_cast<double>(cpu::inputs_per_line(chosen)) * cpu::kProbeChains;
+  return per_step * static_cast<double>(steps) * team.size() / seconds_since(start);
 }
 
 // Bytes/s of reading the array once, each thread its own part.
 double probe_read(const std::string& isa, int threads, const Array& data) {
-  const cpu::KernelTable& kernels = cpu::kernels_named(isa);
+  const cpu::KernelTable& table = kernels(isa);
   ThreadTeam team(threads);
   const size_t part = static_cast<size_t>(data.size()) / static_cast<size_t>(threads) / 64 * 64;
   const float* const begin = data.data();
@@ -186,7 +274,7 @@ double probe_read(const std::string& isa, int threads, const Array& data) {
   const auto start = std::chrono::steady_clock::now();
   team.run([&](int rank) {
     const auto r = static_cast<size_t>(rank);
-    sink[r] = kernels.probe_read(begin + r * part, part);
+    sink[r] = table.probe_read(begin + r * part, part);
   });
   return static_cast<double>(part * sizeof(float)) * team.size() / seconds_since(start);
 }
@@ -194,12 +282,17 @@ double probe_read(const std::string& isa, int threads, const Array& data) {
 }  // namespace
 
 void init_testing(py::module_& m) {
-  m.def("linear_f32", &linear_f32, py::arg("isa"), py::arg("act"), py::arg("panels"),
-        py::arg("bias"), py::arg("activation") = "none", py::arg("residual") = py::none());
+  m.def("linear", &linear, py::arg("isa"), py::arg("precision"), py::arg("act"), py::arg("panels"),
+        py::arg("scale"), py::arg("colsum"), py::arg("bias"), py::arg("activation") = "none",
+        py::arg("residual") = py::none());
+  m.def("time_linear", &time_linear, py::arg("isa"), py::arg("precision"), py::arg("act"),
+        py::arg("matrices"), py::arg("scale"), py::arg("colsum"), py::arg("bias"),
+        py::arg("calls"));
   m.def("layer_norm", &layer_norm, py::arg("isa"), py::arg("x"), py::arg("gain"), py::arg("bias"),
         py::arg("epsilon"));
-  m.def("attention_f32", &attention_f32, py::arg("isa"), py::arg("query"), py::arg("key"),
-        py::arg("value"), py::arg("scale"), py::arg("poison") = 0.0f);
+  m.def("attention", &attention, py::arg("isa"), py::arg("kv_cache_dtype"), py::arg("query"),
+        py::arg("key"), py::arg("value"), py::arg("scale"), py::arg("poison") = 0,
+        py::arg("step") = kBlock);
   m.def("activate", &activate, py::arg("isa"), py::arg("x"), py::arg("activation"));
   m.def("exp", &exp, py::arg("isa"), py::arg("x"));
   m.def("sample", &sample, py::arg("logits"), py::arg("sequence"), py::arg("banned"),
@@ -207,7 +300,8 @@ void init_testing(py::module_& m) {
         py::arg("repetition_penalty"), py::arg("seed"), py::arg("first_position"),
         py::arg("count"));
   m.def("philox", &philox4x32, py::arg("counter"), py::arg("key"));
-  m.def("probe_fma", &probe_fma, py::arg("isa"), py::arg("threads"), py::arg("steps"));
+  m.def("probe_peak", &probe_peak, py::arg("isa"), py::arg("precision"), py::arg("threads"),
+        py::arg("steps"));
   m.def("probe_read", &probe_read, py::arg("isa"), py::arg("threads"), py::arg("data"));
   m.def("team_counts", &team_counts, py::arg("threads"), py::arg("n"), py::arg("rounds"));
 }

@@ -11,26 +11,36 @@ namespace {
 constexpr size_t kRowsPerPiece = 8;    // of row-wise operations
 constexpr size_t kPanelsPerPiece = 4;  // of matmuls: 64 columns, a tile of every ISA
 
+// The parts of a head's columns in c_attn.
+constexpr size_t kQuery = 0, kKey = 1, kValue = 2, kParts = 3;
+
 }  // namespace
 
-CpuDevice::CpuDevice(const GptConfig& config, size_t kv_blocks, int threads, std::string_view isa)
+CpuDevice::CpuDevice(const GptConfig& config, KvType kv_type, size_t kv_blocks, size_t max_rows,
+                     int threads, std::string_view isa)
     : team(threads),
       kernels(kernels_named(isa)),
       n_embd_(config.n_embd),
       n_head_(config.n_head),
       head_size_(config.head_size()),
       head_width_(round_up(head_size_, kPanel)),
-      kv_head_floats_(2 * kBlock * head_width_),
-      kv_block_floats_(kv_block_floats(config)),
+      kv_type_(kv_type),
+      kv_head_bytes_(kv_head_bytes(kv_type, head_width_)),
+      kv_block_bytes_(kv_block_bytes(config, kv_type)),
       kv_blocks_(kv_blocks) {
+  const size_t columns = round_up(std::max(config.n_embd, config.n_inner), kPanel);
+  operands_ = OperandBuffer(max_rows, columns);
   for (int i = 0; i < team.size(); ++i) {
-    heads_.emplace_back(config.block_size / kBlock + 1);
-    scratch_.emplace_back(attention_scratch(head_width_));
+    workers_.push_back({.blocks = std::vector<const std::byte*>(config.block_size / kBlock + 1),
+                        .attention = AlignedBuffer<float>(attention_scratch(head_width_)),
+                        .normal = AlignedBuffer<float>(columns),
+                        .operands = OperandBuffer(kFewRows, columns)});
   }
 }
 
-size_t CpuDevice::kv_block_floats(const GptConfig& config) {
-  return config.n_layer * config.n_head * 2 * kBlock * round_up(config.head_size(), kPanel);
+size_t CpuDevice::kv_block_bytes(const GptConfig& config, KvType kv_type) {
+  return config.n_layer * config.n_head *
+         kv_head_bytes(kv_type, round_up(config.head_size(), kPanel));
 }
 
 void CpuDevice::begin_step(const Batch& batch) {
@@ -38,8 +48,8 @@ void CpuDevice::begin_step(const Batch& batch) {
   for (size_t s = 0; s < batch.blocks.size(); ++s) {
     addresses_[s].clear();
     for (const int32_t id : batch.blocks[s]) {
-      AlignedBuffer<float>& block = kv_blocks_[static_cast<size_t>(id)];
-      if (block.data() == nullptr) block = AlignedBuffer<float>(kv_block_floats_);
+      AlignedBuffer<std::byte>& block = kv_blocks_[static_cast<size_t>(id)];
+      if (block.data() == nullptr) block = AlignedBuffer<std::byte>(kv_block_bytes_);
       addresses_[s].push_back(block.data());
     }
   }
@@ -54,93 +64,149 @@ void CpuBackend::for_each_row(size_t rows, F f) {
   });
 }
 
-size_t CpuBackend::kv_offset(size_t layer, size_t head) const {
-  return (layer * device_.n_head_ + head) * device_.kv_head_floats_;
-}
-
 void CpuBackend::embed(Rows& x, const TokenTable& wte, const PositionTable& wpe,
                        const Batch& batch) {
   for_each_row(batch.size(), [&](size_t row) {
-    const auto token = static_cast<size_t>(batch.tokens[row]);
-    const float* const column = wte.panels + token / kPanel * wte.depth * kPanel + token % kPanel;
-    const float* const position = wpe.row(batch.positions[row]);
     float* const out = x.row(row);
-    for (size_t c = 0; c < wte.depth; ++c) out[c] = column[c * kPanel] + position[c];
+    wte.copy_row(out, 1, static_cast<size_t>(batch.tokens[row]));
+    const float* const position = wpe.row(batch.positions[row]);
+    for (size_t c = 0; c < wte.depth; ++c) out[c] += position[c];
   });
 }
 
-void CpuBackend::layer_norm(Rows& out, const Rows& x, const Norm& norm, size_t rows) {
-  for_each_row(rows, [&](size_t row) {
-    device_.kernels.layer_norm(out.row(row), x.row(row), norm.gain, norm.bias, device_.n_embd_,
-                               norm.epsilon);
-  });
+// The first `rows` rows of `in`, normalized if there is a norm, as the matmul of `linear` wants them.
+const OperandBuffer& CpuBackend::operands(const Rows& in, const Norm* norm, const Linear& linear,
+                                          size_t rows) {
+  const bool few = rows <= kFewRows;
+  const OperandBuffer& buffer = few ? worker_.operands : device_.operands_;
+  const PackedMatrix& weight = *linear.weight;
+  const auto write = [&](size_t row) {
+    const float* source = in.row(row);
+    if (norm != nullptr) {
+      device_.kernels.layer_norm(worker_.normal.data(), source, norm->gain, norm->bias,
+                                 weight.depth, norm->epsilon);
+      source = worker_.normal.data();
+    }
+    buffer.scales.data()[row] =
+        device_.kernels[weight.precision].operand(buffer.row(row), source, weight.depth);
+  };
+  if (few) {
+    for (size_t row = 0; row < rows; ++row) write(row);
+  } else {
+    for_each_row(rows, write);
+  }
+  return buffer;
 }
 
-void CpuBackend::linear(Rows& out, const Rows& act, const Linear& weight, size_t rows) {
-  matmul(out, act, weight, rows, /*add=*/false);
+LinearTask CpuBackend::task(Rows& out, const OperandBuffer& act, const Linear& linear, size_t rows,
+                            bool add) {
+  return {.out = out.row(0),
+          .out_stride = out.stride,
+          .act = act.row(0),
+          .act_stride = act.stride,
+          .act_scale = act.scales.data(),
+          .panels = linear.weight->panels,
+          .scale = linear.weight->scale,
+          .colsum = linear.weight->colsum,
+          .bias = linear.bias,
+          .rows = rows,
+          .depth = linear.weight->depth,
+          .activation = linear.activation,
+          .add = add};
 }
 
-void CpuBackend::add_linear(Rows& out, const Rows& act, const Linear& weight, size_t rows) {
-  matmul(out, act, weight, rows, /*add=*/true);
-}
-
-void CpuBackend::matmul(Rows& out, const Rows& act, const Linear& weight, size_t rows, bool add) {
-  const LinearF32 task{.out = out.row(0),
-                       .out_stride = out.stride,
-                       .act = act.row(0),
-                       .act_stride = act.stride,
-                       .panels = weight.panels,
-                       .bias = weight.bias,
-                       .rows = rows,
-                       .depth = weight.depth,
-                       .activation = weight.activation,
-                       .add = add};
-  const size_t panels = rows == 0 ? 0 : weight.n / kPanel;
+void CpuBackend::run(const LinearTask& task, const Linear& linear) {
+  const MatmulKernels& kernels = device_.kernels[linear.weight->precision];
+  const size_t panels = task.rows == 0 ? 0 : linear.weight->n / kPanel;
   const size_t pieces = (panels + kPanelsPerPiece - 1) / kPanelsPerPiece;
   device_.team.for_each(rank_, pieces, [&](size_t piece) {
-    device_.kernels.linear_f32(task, piece * kPanelsPerPiece,
-                               std::min(panels, (piece + 1) * kPanelsPerPiece));
+    kernels.linear(task, piece * kPanelsPerPiece, std::min(panels, (piece + 1) * kPanelsPerPiece));
   });
 }
 
-void CpuBackend::append_kv(size_t layer, const Rows& qkv, const Batch& batch) {
-  const size_t heads = device_.n_head_;
-  const size_t width = device_.head_width_;
-  device_.team.for_each(rank_, batch.queries.size() * heads, [&](size_t item) {
-    const Query& q = batch.queries[item / heads];
-    const size_t head = item % heads;
-    const auto id = batch.blocks[q.sequence][q.position / kBlock];
-    float* const block = device_.kv_blocks_[static_cast<size_t>(id)].data() + kv_offset(layer, head);
+void CpuBackend::norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear,
+                             size_t rows) {
+  run(task(out, operands(x, &norm, linear, rows), linear, rows, /*add=*/false), linear);
+}
+
+void CpuBackend::add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows) {
+  run(task(x, operands(act, nullptr, linear, rows), linear, rows, /*add=*/true), linear);
+}
+
+std::byte* CpuBackend::kv_address(const Query& query, size_t layer, size_t head,
+                                  size_t block) const {
+  return device_.addresses_[query.sequence][block] +
+         (layer * device_.n_head_ + head) * device_.kv_head_bytes_;
+}
+
+// One part of one head: its columns of qkv for the rows of the task and, of K and V, its place in the cache.
+void CpuBackend::project_head(const LinearTask& task, const Linear& c_attn, size_t layer,
+                              size_t head, size_t part, const Rows& qkv, const Batch& batch) {
+  const size_t panels = device_.head_width_ / kPanel;
+  const size_t begin = (head * kParts + part) * panels;
+  device_.kernels[c_attn.weight->precision].linear(task, begin, begin + panels);
+  if (part == kQuery) return;
+  const AttentionKernels& kernels = device_.kernels[device_.kv_type_];
+  const auto append = part == kKey ? kernels.append_key : kernels.append_value;
+  for (const Query& q : batch.queries) {
+    std::byte* const block = kv_address(q, layer, head, q.position / kBlock);
     for (size_t i = 0; i < q.rows; ++i) {
-      const float* const key = qkv.row(q.row + i) + (3 * head + 1) * width;
-      device_.kernels.append_kv_f32(block, key, key + width, q.position + i, device_.head_size_);
+      append(block, qkv.row(q.row + i) + begin * kPanel, q.position + i, device_.head_size_);
+    }
+  }
+}
+
+void CpuBackend::attend(Rows& y, const Rows& qkv, size_t layer, float scale, const Query& query,
+                        size_t head) {
+  for (size_t b = 0; b <= query.position / kBlock; ++b) {
+    worker_.blocks[b] = kv_address(query, layer, head, b);
+  }
+  device_.kernels[device_.kv_type_].attention(
+      {.out = y.row(query.out_row) + head * device_.head_size_,
+       .out_stride = y.stride,
+       .query = qkv.row(query.row) + kParts * head * device_.head_width_,
+       .query_stride = qkv.stride,
+       .blocks = worker_.blocks.data(),
+       .position = query.position,
+       .rows = query.rows,
+       .head_size = device_.head_size_,
+       .scale = scale,
+       .scratch = worker_.attention.data()});
+}
+
+void CpuBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& norm,
+                                const Linear& c_attn, size_t layer, float scale, const Batch& batch,
+                                std::span<const Query> queries) {
+  const size_t rows = batch.size();
+  const size_t heads = device_.n_head_;
+  const LinearTask all = task(qkv, operands(x, &norm, c_attn, rows), c_attn, rows, /*add=*/false);
+  if (rows <= kFewRows) {
+    // A head needs nothing of the others: one worker takes it all the way, without a barrier.
+    device_.team.for_each(rank_, heads, [&](size_t head) {
+      for (const size_t part : {kQuery, kKey, kValue}) {
+        project_head(all, c_attn, layer, head, part, qkv, batch);
+      }
+      for (const Query& query : queries) attend(y, qkv, layer, scale, query, head);
+    });
+    return;
+  }
+  device_.team.for_each(rank_, heads * kParts, [&](size_t item) {
+    const size_t head = item / kParts, part = item % kParts;
+    if (part != kQuery || queries.data() == batch.queries.data()) {
+      return project_head(all, c_attn, layer, head, part, qkv, batch);
+    }
+    for (const Query& query : queries) {  // the few rows that something is asked of
+      LinearTask some = all;
+      some.out += query.row * all.out_stride;
+      some.act += query.row * all.act_stride;
+      some.act_scale += query.row;
+      some.rows = query.rows;
+      project_head(some, c_attn, layer, head, part, qkv, batch);
     }
   });
-}
-
-void CpuBackend::attention(Rows& out, size_t layer, const Rows& qkv, std::span<const Query> queries,
-                           const Batch& /*batch*/, float scale) {
-  const size_t heads = device_.n_head_;
-  std::vector<const float*>& blocks = device_.heads_[static_cast<size_t>(rank_)];
   device_.team.for_each(rank_, queries.size() * heads, [&](size_t item) {
     // Late positions see the most: they go first, so that no long piece is left for the end.
-    const Query& q = queries[queries.size() - 1 - item / heads];
-    const size_t head = item % heads;
-    const std::vector<const float*>& addresses = device_.addresses_[q.sequence];
-    for (size_t b = 0; b <= q.position / kBlock; ++b) {
-      blocks[b] = addresses[b] + kv_offset(layer, head);
-    }
-    device_.kernels.attention_f32(
-        {.out = out.row(q.out_row) + head * device_.head_size_,
-         .out_stride = out.stride,
-         .query = qkv.row(q.row) + 3 * head * device_.head_width_,
-         .query_stride = qkv.stride,
-         .blocks = blocks.data(),
-         .position = q.position,
-         .rows = q.rows,
-         .head_size = device_.head_size_,
-         .scale = scale,
-         .scratch = device_.scratch_[static_cast<size_t>(rank_)].data()});
+    attend(y, qkv, layer, scale, queries[queries.size() - 1 - item / heads], item % heads);
   });
 }
 

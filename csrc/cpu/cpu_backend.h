@@ -17,6 +17,9 @@ namespace gptx::cpu {
 
 static_assert(kBlock == kBlockTokens);
 
+// Rows whose operands every worker makes for itself, which costs less than a barrier.
+inline constexpr size_t kFewRows = 8;
+
 // Activations [rows, columns]. The stride is an odd number of cache lines: rows a multiple of 4096 bytes
 // apart would share one set of the L1 cache.
 struct RowBuffer {
@@ -29,11 +32,23 @@ struct RowBuffer {
   AlignedBuffer<float> buffer;
 };
 
+// Rows as a matmul wants them (MatmulKernels::operand).
+struct OperandBuffer {
+  OperandBuffer() = default;
+  OperandBuffer(size_t rows, size_t columns)
+      : stride(round_up(columns * kOperandBytes, kLineBytes) | kLineBytes),
+        bytes(rows * stride),
+        scales(rows) {}
+  std::byte* row(size_t i) const noexcept { return bytes.data() + i * stride; }
+
+  size_t stride = 0;  // in bytes
+  AlignedBuffer<std::byte> bytes;
+  AlignedBuffer<RowScale> scales;
+};
+
 struct LinearView {
-  const float* panels;  // [n / 16, depth, 16]
-  const float* bias;    // [n]
-  size_t n;
-  size_t depth;
+  const PackedMatrix* weight;
+  const float* bias;  // [n]
   Activation activation;
 };
 
@@ -54,13 +69,15 @@ struct NormView {
 // What the workers share: the team, the kernels and the KV cache.
 class CpuDevice {
  public:
-  CpuDevice(const GptConfig& config, size_t kv_blocks, int threads, std::string_view isa);
+  // `max_rows` is the most rows that a step may have.
+  CpuDevice(const GptConfig& config, KvType kv_type, size_t kv_blocks, size_t max_rows, int threads,
+            std::string_view isa);
 
   // Gives memory to the KV blocks that the batch names and looks up their addresses.
   void begin_step(const Batch& batch);
 
-  // Floats of one KV block: [L, H, K [64/16, D, 16] and V [Dp/16, 64, 16]].
-  static size_t kv_block_floats(const GptConfig& config);
+  // Bytes of one KV block: [L, H, K and V of a head].
+  static size_t kv_block_bytes(const GptConfig& config, KvType kv_type);
 
   ThreadTeam team;
   const KernelTable& kernels;
@@ -68,41 +85,57 @@ class CpuDevice {
  private:
   friend class CpuBackend;
 
+  struct Worker {
+    std::vector<const std::byte*> blocks;  // of one head
+    AlignedBuffer<float> attention;        // scratch
+    AlignedBuffer<float> normal;           // one row after its layer norm
+    OperandBuffer operands;                // of few rows
+  };
+
   size_t n_embd_, n_head_, head_size_, head_width_;  // head_width is head_size padded to 16
-  size_t kv_head_floats_, kv_block_floats_;
-  std::vector<AlignedBuffer<float>> kv_blocks_;
-  std::vector<std::vector<const float*>> addresses_;  // [sequence][block], of this step
-  std::vector<std::vector<const float*>> heads_;      // per worker: the blocks of one head
-  std::vector<AlignedBuffer<float>> scratch_;         // per worker, for attention
+  KvType kv_type_;
+  size_t kv_head_bytes_, kv_block_bytes_;
+  std::vector<AlignedBuffer<std::byte>> kv_blocks_;
+  std::vector<std::vector<std::byte*>> addresses_;  // [sequence][block], of this step
+  OperandBuffer operands_;                          // of many rows
+  std::vector<Worker> workers_;
 };
 
 // One worker's hands on the device. Each operation is called by all workers and ends in a barrier.
 class CpuBackend {
  public:
   using Rows = RowBuffer;
-  using TokenTable = LinearView;  // wte, packed like any weight
+  using TokenTable = PackedMatrix;  // wte, packed like any weight
   using PositionTable = PositionView;
   using Norm = NormView;
   using Linear = LinearView;
 
-  CpuBackend(CpuDevice& device, int rank) : device_(device), rank_(rank) {}
+  CpuBackend(CpuDevice& device, int rank)
+      : device_(device), worker_(device.workers_[static_cast<size_t>(rank)]), rank_(rank) {}
 
   void embed(Rows& x, const TokenTable& wte, const PositionTable& wpe, const Batch& batch);
-  void layer_norm(Rows& out, const Rows& x, const Norm& norm, size_t rows);
-  void linear(Rows& out, const Rows& act, const Linear& weight, size_t rows);
-  void add_linear(Rows& out, const Rows& act, const Linear& weight, size_t rows);
-  void append_kv(size_t layer, const Rows& qkv, const Batch& batch);
-  void attention(Rows& out, size_t layer, const Rows& qkv, std::span<const Query> queries,
-                 const Batch& batch, float scale);
+  void self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& norm, const Linear& c_attn,
+                      size_t layer, float scale, const Batch& batch,
+                      std::span<const Query> queries);
+  void norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows);
+  void add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows);
   void keep_logit_rows(Rows& x, const Batch& batch);
 
  private:
-  void matmul(Rows& out, const Rows& act, const Linear& weight, size_t rows, bool add);
+  const OperandBuffer& operands(const Rows& in, const Norm* norm, const Linear& linear,
+                                size_t rows);
+  LinearTask task(Rows& out, const OperandBuffer& act, const Linear& linear, size_t rows, bool add);
+  void run(const LinearTask& task, const Linear& linear);
+  void project_head(const LinearTask& task, const Linear& c_attn, size_t layer, size_t head,
+                    size_t part, const Rows& qkv, const Batch& batch);
+  void attend(Rows& y, const Rows& qkv, size_t layer, float scale, const Query& query,
+              size_t head);
+  std::byte* kv_address(const Query& query, size_t layer, size_t head, size_t block) const;
   template <class F>
   void for_each_row(size_t rows, F f);
-  size_t kv_offset(size_t layer, size_t head) const;
 
   CpuDevice& device_;
+  CpuDevice::Worker& worker_;
   int rank_;
 };
 

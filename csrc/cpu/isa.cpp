@@ -9,43 +9,54 @@
 namespace gptx::cpu {
 
 extern const KernelTable k_scalar_kernels;
-#ifdef GPTX_HAVE_ISA_avx2
 extern const KernelTable k_avx2_kernels;
 extern const KernelTable k_avx512_kernels;
-#endif
+extern const KernelTable k_avx512_vnni_kernels;
+extern const KernelTable k_avx512_bf16_kernels;
 
 namespace {
 
-#if defined(__x86_64__)
-// What the operating system saves on a context switch: without it the registers cannot be used.
-uint64_t saved_state() {
+#ifdef GPTX_HAVE_ISA_avx2
+struct Registers {
   uint32_t a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
+};
+
+// All zero where the CPU does not know the leaf.
+Registers cpuid(uint32_t leaf, uint32_t subleaf = 0) {
+  Registers r;
+  if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d)) return {};
+  return r;
+}
+
+// What the operating system saves on a context switch: without it the registers cannot be used.
+bool saves(uint64_t state) {
+  if (!(cpuid(1).c & bit_OSXSAVE)) return false;
   uint32_t low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return uint64_t{high} << 32 | low;
+  return ((uint64_t{high} << 32 | low) & state) == state;
 }
 
 bool has_avx2() {
   constexpr uint64_t kYmm = 0x6;
-  uint32_t a = 0, b = 0, c = 0, d = 0;
-  if ((saved_state() & kYmm) != kYmm) return false;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_FMA)) return false;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
+  return saves(kYmm) && (cpuid(1).c & bit_FMA) && (cpuid(7).b & bit_AVX2);
 }
 
 bool has_avx512() {
   constexpr uint64_t kZmm = 0xE6;
   constexpr uint32_t kNeeded = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
-  uint32_t a = 0, b = 0, c = 0, d = 0;
-  if ((saved_state() & kZmm) != kZmm || !has_avx2()) return false;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & kNeeded) == kNeeded;
+  return saves(kZmm) && has_avx2() && (cpuid(7).b & kNeeded) == kNeeded;
 }
+
+bool has_avx512_vnni() { return has_avx512() && (cpuid(7).c & bit_AVX512VNNI); }
+
+bool has_avx512_bf16() { return has_avx512_vnni() && (cpuid(7, 1).a & bit_AVX512BF16); }
 #endif
 
 std::vector<const KernelTable*> find_usable() {
   std::vector<const KernelTable*> tables;
 #ifdef GPTX_HAVE_ISA_avx2
+  if (has_avx512_bf16()) tables.push_back(&k_avx512_bf16_kernels);
+  if (has_avx512_vnni()) tables.push_back(&k_avx512_vnni_kernels);
   if (has_avx512()) tables.push_back(&k_avx512_kernels);
   if (has_avx2()) tables.push_back(&k_avx2_kernels);
 #endif

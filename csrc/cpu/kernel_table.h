@@ -1,15 +1,20 @@
 // What an ISA supplies: plain functions on plain pointers. Dispatch, tests and benchmarks go through
-// this table, so a kernel that is not in it does not exist. Every entry gives the same bits on
-// every ISA: sixteen virtual lanes, explicit fused multiply-adds, fixed orders of summation.
+// this table, so a kernel that is not in it does not exist. Sixteen virtual lanes, explicit fused
+// multiply-adds and fixed orders of summation: an entry gives the same bits on every ISA. The one
+// exception is the bfloat16 dot product of the hardware, which flushes subnormal numbers.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "core/precision.h"
+
 namespace gptx::cpu {
 
 // Output columns of a packed panel, positions per K panel.
 inline constexpr size_t kPanel = 16;
+// One step of one panel: 16 outputs by 1 float32, 2 bfloat16 or 4 int8 inputs.
+inline constexpr size_t kLineBytes = 64;
 // Positions of a KV block; attention works block by block, counted from position 0.
 inline constexpr size_t kBlock = 64;
 
@@ -19,69 +24,112 @@ constexpr size_t round_up(size_t n, size_t multiple) {
 
 enum class Activation : uint8_t { kNone, kGeluNew, kGelu, kRelu };
 
+// Inputs in one line of a panel; rows of activations are padded to it.
+constexpr size_t inputs_per_line(Precision precision) {
+  constexpr size_t kInputs[kPrecisions] = {1, 2, 4, 4};
+  return kInputs[static_cast<size_t>(precision)];
+}
+
+// What one row of activations was divided by, and the integer that stands for 0.
+struct RowScale {
+  float scale;
+  int32_t zero;
+};
+
+// Bytes of an operand row for each input, at most.
+inline constexpr size_t kOperandBytes = 4;
+// The longest row whose int8 products fit an int32 sum: 255 * 127 * 65536 < 2^31.
+inline constexpr size_t kMaxInt8Depth = 65536;
+
 // out = f(act * weight^T + bias), or out += act * weight^T + bias where `add` is set.
-// Each output is summed in one order, k ascending, for any number of rows (matmul_f32.h).
-struct LinearF32 {
-  float* out;           // [rows, out_stride], whole panels are written
+// Each output is summed in one order, k ascending, for any number of rows (linear.h).
+struct LinearTask {
+  float* out;                // [rows, out_stride], whole panels are written
   size_t out_stride;
-  const float* act;     // [rows, act_stride], the first `depth` columns are read
-  size_t act_stride;
-  const float* panels;  // [N/16, depth, 16]
-  const float* bias;    // [N]
+  const std::byte* act;      // [rows, act_stride], rows that `operand` wrote
+  size_t act_stride;         // bytes
+  const RowScale* act_scale; // [rows]
+  const std::byte* panels;   // [N/16, lines, 64 bytes]
+  const float* scale;        // [N], int8 only
+  const int32_t* colsum;     // [N], int8 only
+  const float* bias;         // [N]
   size_t rows;
-  size_t depth;
+  size_t depth;              // K
   Activation activation;
   bool add;
 };
 
-// Chains of 16 lanes in probe_fma.
+// Chains of 16 lanes in a probe of the arithmetic peak.
 inline constexpr int kProbeChains = 6;
+
+// The matmul of one precision.
+struct MatmulKernels {
+  // Writes the n floats of x as an operand row, zeros up to the end of the last line.
+  RowScale (*operand)(std::byte* out, const float* x, size_t n) noexcept;
+  // The columns of panels [panel_begin, panel_end).
+  void (*linear)(const LinearTask& task, size_t panel_begin, size_t panel_end) noexcept;
+  // The yardstick: `steps` times the multiply-add of one line with each of kProbeChains accumulators.
+  float (*probe)(size_t steps) noexcept;
+};
 
 // Rows that attention takes through a block together, at most.
 inline constexpr size_t kMaxAttentionRows = 8;
 
 // Floats of scratch that attention wants for heads of `width` columns, a multiple of 16.
 constexpr size_t attention_scratch(size_t width) {
-  return kMaxAttentionRows * (2 * width + kBlock);
+  return kMaxAttentionRows * (2 * width + 2 * kBlock) + width;
 }
 
-// Causal attention of one head for `rows` consecutive positions inside one KV block.
-struct AttentionF32 {
-  float* out;                  // [rows, out_stride], the first head_size columns are written
+// Causal attention of one head for `rows` consecutive positions inside one KV block. E is the type
+// of the cache, G the positions or dimensions of one line: 1 float32 or 2 bfloat16.
+struct AttentionTask {
+  float* out;                      // [rows, out_stride], the first head_size columns are written
   size_t out_stride;
-  const float* query;          // [rows, query_stride]
+  const float* query;              // [rows, query_stride]
   size_t query_stride;
-  const float* const* blocks;  // for each KV block: K [64/16, head_size, 16], V [Dp/16, 64, 16]
-  size_t position;             // of the first row
+  const std::byte* const* blocks;  // for each block: K E[64/16, D/G, 16, G], V E[Dp/16, 64/G, 16, G]
+  size_t position;                 // of the first row
   size_t rows;
   size_t head_size;
   float scale;
   float* scratch;  // attention_scratch floats, aligned to 64 bytes
 };
 
+constexpr size_t kv_element_bytes(KvType type) { return type == KvType::kFloat32 ? 4 : 2; }
+
+// Bytes of K and V of one head in one block, for heads of `width` columns, a multiple of 16.
+constexpr size_t kv_head_bytes(KvType type, size_t width) {
+  return 2 * kBlock * width * kv_element_bytes(type);
+}
+
+// Attention on one type of cache.
+struct AttentionKernels {
+  void (*attention)(const AttentionTask& task) noexcept;
+  // Write K or V of one head at one position into its block; positions come in order.
+  void (*append_key)(std::byte* block, const float* key, size_t position,
+                     size_t head_size) noexcept;
+  void (*append_value)(std::byte* block, const float* value, size_t position,
+                       size_t head_size) noexcept;
+};
+
 struct KernelTable {
   const char* name;
 
-  // The columns of panels [panel_begin, panel_end).
-  void (*linear_f32)(const LinearF32& task, size_t panel_begin, size_t panel_end) noexcept;
+  MatmulKernels matmul[kPrecisions];
+  AttentionKernels attention[kKvTypes];
+
+  const MatmulKernels& operator[](Precision p) const { return matmul[static_cast<size_t>(p)]; }
+  const AttentionKernels& operator[](KvType t) const { return attention[static_cast<size_t>(t)]; }
 
   // out = (x - mean) / sqrt(variance + epsilon) * gain + bias over the n columns of one row.
   void (*layer_norm)(float* out, const float* x, const float* gain, const float* bias, size_t n,
                      float epsilon) noexcept;
 
-  void (*attention_f32)(const AttentionF32& task) noexcept;
-
-  // Writes K and V of one head at one position into its block.
-  void (*append_kv_f32)(float* block, const float* key, const float* value, size_t position,
-                        size_t head_size) noexcept;
-
   // y[i] = f(x[i]); exp_f32 is e^x on [-87, 88].
   void (*activate_f32)(float* y, const float* x, size_t n, Activation activation) noexcept;
   void (*exp_f32)(float* y, const float* x, size_t n) noexcept;
 
-  // Yardsticks: `steps` fused multiply-adds of 16 lanes in each of kProbeChains chains; one read of
-  // n floats, a multiple of 64.
-  float (*probe_fma)(size_t steps) noexcept;
+  // The yardstick of memory: one read of n floats, a multiple of 64.
   float (*probe_read)(const float* data, size_t n) noexcept;
 };
 

@@ -17,16 +17,13 @@ concept Backend = requires(B b, size_t n, typename B::Rows& rows, const typename
                            const Batch& batch, std::span<const Query> queries, float scale) {
   // rows = wte[token] + wpe[position] for every row of the batch.
   b.embed(rows, wte, wpe, batch);
-  // rows[:t] = layer_norm(in[:t])
-  b.layer_norm(rows, in, norm, n);
-  // rows[:t] = activation(in[:t] weight^T + bias)
-  b.linear(rows, in, linear, n);
-  // rows[:t] += in[:t] weight^T + bias
+  // q, k, v = layer_norm(in) weight^T + bias, of which k and v go to the cache of layer n; then
+  // rows[q.out_row ...] = softmax(scale * Q K^T) V, causal, for the queries. The second buffer holds q, k, v.
+  b.self_attention(rows, rows, in, norm, linear, n, scale, batch, queries);
+  // rows[:n] = activation(layer_norm(in[:n]) weight^T + bias)
+  b.norm_linear(rows, in, norm, linear, n);
+  // rows[:n] += in[:n] weight^T + bias
   b.add_linear(rows, in, linear, n);
-  // The K and V columns of qkv go to the cache of this layer.
-  b.append_kv(n, in, batch);
-  // rows[q.out_row ...] = softmax(scale * Q K^T) V, causal
-  b.attention(rows, n, in, queries, batch, scale);
   // Moves the rows that want logits to the front.
   b.keep_logit_rows(rows, batch);
 };

@@ -23,17 +23,16 @@ struct BlockWeights {
 
 template <class B>
 struct GptWeights {
-  typename B::TokenTable wte;      // [V, C]
-  typename B::PositionTable wpe;   // [block_size, C]
+  const typename B::TokenTable* wte = nullptr;  // [V, C]
+  typename B::PositionTable wpe;                // [block_size, C]
   std::vector<BlockWeights<B>> blocks;
   typename B::Norm ln_f;
-  typename B::Linear lm_head;      // [V] <- [C]
+  typename B::Linear lm_head;                   // [V] <- [C]
 };
 
 template <class B>
 struct Activations {
   typename B::Rows x;       // [T, C], the residual stream
-  typename B::Rows h;       // [T, C], normalized
   typename B::Rows qkv;     // [T, H, 3, D]
   typename B::Rows y;       // [T, C], what attention gathered
   typename B::Rows mlp;     // [T, F]
@@ -48,11 +47,9 @@ class Gpt {
 
   // Fills `logits` for the rows of the batch that want them, and the KV cache for all.
   void forward(B& b, const Batch& batch) {
-    b.embed(a_.x, weights_.wte, weights_.wpe, batch);
+    b.embed(a_.x, *weights_.wte, weights_.wpe, batch);
     for (size_t layer = 0; layer < config_.n_layer; ++layer) block(b, layer, batch);
-    const size_t rows = batch.logit_rows.size();
-    b.layer_norm(a_.h, a_.x, weights_.ln_f, rows);
-    b.linear(a_.logits, a_.h, weights_.lm_head, rows);
+    b.norm_linear(a_.logits, a_.x, weights_.ln_f, weights_.lm_head, batch.logit_rows.size());
   }
 
   typename B::Rows& logits() { return a_.logits; }
@@ -60,20 +57,16 @@ class Gpt {
  private:
   void block(B& b, size_t layer, const Batch& batch) {
     const BlockWeights<B>& w = weights_.blocks[layer];
-    b.layer_norm(a_.h, a_.x, w.ln_1, batch.size());
-    b.linear(a_.qkv, a_.h, w.attn_c_attn, batch.size());
-    b.append_kv(layer, a_.qkv, batch);
-
     // Beyond the last K and V only rows that want logits matter.
-    const bool last = layer + 1 == config_.n_layer;
-    if (last) b.keep_logit_rows(a_.x, batch);
-    const std::vector<Query>& queries = last ? batch.logit_queries : batch.queries;
-    const size_t rows = last ? batch.logit_rows.size() : batch.size();
+    const bool prune = layer + 1 == config_.n_layer && batch.logit_rows.size() < batch.size();
+    const std::vector<Query>& queries = prune ? batch.logit_queries : batch.queries;
+    const size_t rows = prune ? batch.logit_rows.size() : batch.size();
 
-    b.attention(a_.y, layer, a_.qkv, queries, batch, attention_scale(layer));
+    b.self_attention(a_.y, a_.qkv, a_.x, w.ln_1, w.attn_c_attn, layer, attention_scale(layer), batch,
+                     queries);
+    if (prune) b.keep_logit_rows(a_.x, batch);
     b.add_linear(a_.x, a_.y, w.attn_c_proj, rows);
-    b.layer_norm(a_.h, a_.x, w.ln_2, rows);
-    b.linear(a_.mlp, a_.h, w.mlp_c_fc, rows);
+    b.norm_linear(a_.mlp, a_.x, w.ln_2, w.mlp_c_fc, rows);
     b.add_linear(a_.x, a_.mlp, w.mlp_c_proj, rows);
   }
 

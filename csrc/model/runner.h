@@ -9,6 +9,7 @@
 
 #include "core/batch.h"
 #include "core/config.h"
+#include "core/precision.h"
 #include "core/weights.h"
 
 namespace gptx {
@@ -17,6 +18,14 @@ namespace gptx {
 struct StepLimits {
   size_t rows = 512;
   size_t logit_rows = 64;
+};
+
+// How a CPU runner computes.
+struct CpuOptions {
+  Precision precision = Precision::kFloat32;
+  KvType kv_type = KvType::kFloat32;
+  int threads = 0;  // 0: all usable CPUs
+  std::string isa;  // empty: the best one
 };
 
 class Runner {
@@ -35,16 +44,15 @@ class Runner {
   virtual std::string isa() const = 0;
 };
 
-// Weights are used in place and must outlive the runner. `threads` = 0 means all usable CPUs, an empty
-// `isa` the best one.
+// Weights are used in place and must outlive the runner.
 std::unique_ptr<Runner> make_cpu_runner(const GptConfig& config, const WeightSource& weights,
-                                        const StepLimits& limits, size_t kv_blocks, int threads,
-                                        const std::string& isa);
+                                        const StepLimits& limits, size_t kv_blocks,
+                                        const CpuOptions& options);
 
 std::unique_ptr<Runner> make_cuda_runner(const GptConfig& config, const WeightSource& weights,
                                          const StepLimits& limits, size_t kv_blocks);
 
 // Bytes of one KV block on the CPU, before there is a runner.
-size_t cpu_kv_block_bytes(const GptConfig& config);
+size_t cpu_kv_block_bytes(const GptConfig& config, KvType kv_type);
 
 }  // namespace gptx

@@ -1,4 +1,6 @@
 // Gpt<CpuBackend> behind the Runner seam: names of tensors, sizes of buffers, one fork per step.
+#include <deque>
+
 #include "core/cpu_count.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/isa.h"
@@ -26,9 +28,11 @@ cpu::Activation activation_named(const std::string& name) {
 class CpuRunner final : public Runner {
  public:
   CpuRunner(const GptConfig& config, const WeightSource& source, const StepLimits& limits,
-            size_t kv_blocks, int threads, const std::string& isa)
+            size_t kv_blocks, const CpuOptions& options)
       : config_(config),
-        device_(config, kv_blocks, threads > 0 ? threads : usable_cpus(), isa),
+        options_(options),
+        device_(config, options.kv_type, kv_blocks, limits.rows,
+                options.threads > 0 ? options.threads : usable_cpus(), options.isa),
         gpt_(config, load_weights(source), make_activations(limits)) {}
 
   bool forward(const Batch& batch, const std::function<bool()>& interrupted) override {
@@ -43,7 +47,7 @@ class CpuRunner final : public Runner {
 
   std::span<float> logits(size_t i) override { return {gpt_.logits().row(i), config_.vocab_size}; }
 
-  size_t kv_block_bytes() const override { return cpu_kv_block_bytes(config_); }
+  size_t kv_block_bytes() const override { return cpu_kv_block_bytes(config_, options_.kv_type); }
   int threads() const override { return device_.team.size(); }
   std::string isa() const override { return device_.kernels.name; }
 
@@ -57,20 +61,16 @@ class CpuRunner final : public Runner {
             vector(source, base + ".bias", config_.n_embd), config_.layer_norm_epsilon};
   }
 
-  // The panels are owned by the source or by matrices_; the view refers to them.
-  cpu::LinearView matrix(const WeightSource& source, const std::string& base, size_t n,
-                         size_t depth) {
-    const PackedMatrix& m =
-        matrices_.emplace_back(PackedMatrix::from(source, base, n, depth, device_.team));
-    return {m.panels, nullptr, m.n, m.depth, cpu::Activation::kNone};
+  // In a deque, so that views of it stay valid.
+  const PackedMatrix& matrix(const WeightSource& source, const std::string& base, size_t n,
+                             size_t depth) {
+    return matrices_.emplace_back(
+        PackedMatrix::from(source, base, n, depth, options_.precision, device_.team));
   }
 
   cpu::LinearView linear(const WeightSource& source, const std::string& base, size_t n,
                          size_t depth, cpu::Activation activation = cpu::Activation::kNone) {
-    cpu::LinearView view = matrix(source, base, n, depth);
-    view.bias = vector(source, base + ".bias", n);
-    view.activation = activation;
-    return view;
+    return {&matrix(source, base, n, depth), vector(source, base + ".bias", n), activation};
   }
 
   GptWeights<CpuBackend> load_weights(const WeightSource& source) {
@@ -89,11 +89,11 @@ class CpuRunner final : public Runner {
                           .mlp_c_proj = linear(source, h + "mlp.c_proj", c, config_.n_inner)});
     }
     w.ln_f = norm(source, "ln_f");
-    w.wte = matrix(source, "wte", config_.vocab_size, c);
-    w.lm_head =
-        config_.tie_word_embeddings ? w.wte : matrix(source, "lm_head", config_.vocab_size, c);
-    no_bias_ = AlignedBuffer<float>(w.lm_head.n);
-    w.lm_head.bias = no_bias_.data();
+    w.wte = &matrix(source, "wte", config_.vocab_size, c);
+    const PackedMatrix& lm_head =
+        config_.tie_word_embeddings ? *w.wte : matrix(source, "lm_head", config_.vocab_size, c);
+    no_bias_ = AlignedBuffer<float>(lm_head.n);
+    w.lm_head = {&lm_head, no_bias_.data(), cpu::Activation::kNone};
     return w;
   }
 
@@ -107,7 +107,6 @@ class CpuRunner final : public Runner {
   Activations<CpuBackend> make_activations(const StepLimits& limits) const {
     const size_t width = round_up(config_.head_size(), kPanel);
     return {.x = {limits.rows, config_.n_embd},
-            .h = {limits.rows, config_.n_embd},
             .qkv = {limits.rows, 3 * config_.n_head * width},
             .y = {limits.rows, config_.n_embd},
             .mlp = {limits.rows, config_.n_inner},
@@ -115,22 +114,23 @@ class CpuRunner final : public Runner {
   }
 
   GptConfig config_;
+  CpuOptions options_;
   CpuDevice device_;
-  std::vector<PackedMatrix> matrices_;
+  std::deque<PackedMatrix> matrices_;
   AlignedBuffer<float> no_bias_;
   Gpt<CpuBackend> gpt_;
 };
 
 }  // namespace
 
-size_t cpu_kv_block_bytes(const GptConfig& config) {
-  return CpuDevice::kv_block_floats(config) * sizeof(float);
+size_t cpu_kv_block_bytes(const GptConfig& config, KvType kv_type) {
+  return CpuDevice::kv_block_bytes(config, kv_type);
 }
 
 std::unique_ptr<Runner> make_cpu_runner(const GptConfig& config, const WeightSource& weights,
-                                        const StepLimits& limits, size_t kv_blocks, int threads,
-                                        const std::string& isa) {
-  return std::make_unique<CpuRunner>(config, weights, limits, kv_blocks, threads, isa);
+                                        const StepLimits& limits, size_t kv_blocks,
+                                        const CpuOptions& options) {
+  return std::make_unique<CpuRunner>(config, weights, limits, kv_blocks, options);
 }
 
 }  // namespace gptx

@@ -32,6 +32,8 @@ class Engine:
         device: str = "cpu",
         threads: int = 0,
         isa: str = "",
+        precision: str = "",
+        kv_cache_dtype: str = "",
         kv_cache_bytes: int = 0,
     ) -> None: ...
     def submit(
@@ -60,3 +62,7 @@ class Engine:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def kv_cache_dtype(self) -> str: ...

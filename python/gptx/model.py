@@ -190,6 +190,8 @@ class Model:
         config: the shape of the model.
         dtype: what the weights are stored as: "float32", "bfloat16" or "int8".
         path: the file it came from.
+        precision: how it computes: "float32", "bfloat16", "int8" or "int8-fast".
+        kv_cache_dtype: what keys and values are cached as.
         device: "cpu".
         threads: how many threads compute.
         isa: the instruction set of the kernels.
@@ -203,6 +205,8 @@ class Model:
         device: str,
         threads: int,
         isa: str,
+        precision: str,
+        kv_cache_dtype: str,
         kv_cache_bytes: int,
     ) -> None:
         self.config: GPTConfig = source.config
@@ -218,8 +222,12 @@ class Model:
             device=device,
             threads=threads,
             isa=isa,
+            precision=precision,
+            kv_cache_dtype=kv_cache_dtype,
             kv_cache_bytes=kv_cache_bytes,
         )
+        self.precision: str = self._engine.precision
+        self.kv_cache_dtype: str = self._engine.kv_cache_dtype
         self.threads: int = self._engine.threads
         self.isa: str = self._engine.isa
         _living_models.add(self)
@@ -228,7 +236,7 @@ class Model:
         c = self.config
         return (
             f"Model({self.path.name!r}, {c.n_params / 1e6:.1f}M parameters, n_layer={c.n_layer}, "
-            f"n_head={c.n_head}, n_embd={c.n_embd}, dtype={self.dtype}, {self.isa}, "
+            f"n_head={c.n_head}, n_embd={c.n_embd}, {self.precision}, {self.isa}, "
             f"{self.threads} threads)"
         )
 
@@ -362,6 +370,8 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     isa: str | None = None,
+    precision: str | None = None,
+    kv_cache_dtype: str | None = None,
     kv_cache_bytes: int | None = None,
     verify: bool = True,
 ) -> Model:
@@ -373,7 +383,16 @@ def load(
         device: "cpu", "cuda" or "auto".
         threads: 1 to 1024; default the environment's GPTX_NUM_THREADS, else the least of the CPUs
             the process may use, its cgroup quota and the physical cores.
-        isa: kernels to use: "scalar", "avx2" or "avx512"; default GPTX_CPU_ISA, else the best.
+        isa: kernels to use, such as "scalar" or "avx2"; default GPTX_CPU_ISA, else the best. A
+            name that cannot run here is refused with those that can.
+        precision: how products are computed; default what the weights are stored as:
+            "float32" float32 by float32; bfloat16 and int8 weights can be expanded to it;
+            "bfloat16" weights and activations in bfloat16, summed in float32;
+            "int8" weights in int8, activations in int16: as exact as the weights;
+            "int8-fast" activations in 8 bits too: faster prompts where the CPU multiplies bytes,
+            less exact. It computes with the same int8 files.
+        kv_cache_dtype: "float32" or "bfloat16"; default float32 with the precision float32, else
+            bfloat16.
         kv_cache_bytes: most memory for cached keys and values; default a quarter of the machine's,
             at most 2 GiB. One context always fits. It is taken as it is needed.
         verify: check the checksum of every tensor.
@@ -392,12 +411,17 @@ def load(
         kv_cache_bytes = min(memory // 4, _KV_CACHE_BYTES)
     elif type(kv_cache_bytes) is not int or kv_cache_bytes < 0:
         raise ParameterError("kv_cache_bytes", kv_cache_bytes, "a number of bytes")
+    for name, value in (("precision", precision), ("kv_cache_dtype", kv_cache_dtype)):
+        if value is not None and not isinstance(value, str):
+            raise ParameterError(name, value, "a str or None")
     source = _open(Path(demo_path() if path is None else path), verify=verify)
     return Model(
         source,
         device=device,
         threads=count,
         isa=os.environ.get("GPTX_CPU_ISA", "") if isa is None else isa,
+        precision=precision or "",
+        kv_cache_dtype=kv_cache_dtype or "",
         kv_cache_bytes=kv_cache_bytes,
     )
 

@@ -1,7 +1,9 @@
 // The core without Python, for the sanitizers: a tiny random model driven by several threads at once,
 // whose results must be those of one thread alone.
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -24,16 +26,50 @@ void require(bool condition, const char* what) {
   std::exit(1);
 }
 
+size_t padded(size_t n, size_t multiple = cpu::kPanel) { return cpu::round_up(n, multiple); }
+
+// Random tensors of a model file of one type.
 struct Weights {
-  std::vector<std::unique_ptr<std::vector<float>>> storage;
+  std::vector<std::unique_ptr<std::vector<float>>> floats;
+  std::vector<std::unique_ptr<std::vector<uint16_t>>> bfloats;
+  std::vector<std::unique_ptr<std::vector<int8_t>>> bytes;
   WeightSource source;
   std::mt19937 random{0};
 
-  void add(const std::string& name, size_t floats) {
-    std::uniform_real_distribution<float> values(-0.2f, 0.2f);
-    auto& tensor = *storage.emplace_back(std::make_unique<std::vector<float>>(floats));
-    for (float& x : tensor) x = values(random);
+  float value() { return std::uniform_real_distribution<float>(-0.2f, 0.2f)(random); }
+
+  void add(const std::string& name, size_t n) {
+    auto& tensor = *floats.emplace_back(std::make_unique<std::vector<float>>(n));
+    for (float& x : tensor) x = value();
     source.tensors[name] = std::as_bytes(std::span<const float>(tensor));
+  }
+
+  void add_matrix(const std::string& base, size_t n, size_t k) {
+    const std::string name = base + ".weight";
+    if (source.dtype == DType::kFloat32) return add(name, padded(n) * k);
+    if (source.dtype == DType::kBFloat16) {
+      auto& tensor =
+          *bfloats.emplace_back(std::make_unique<std::vector<uint16_t>>(padded(n) * padded(k, 2)));
+      for (uint16_t& x : tensor) {
+        x = static_cast<uint16_t>(std::bit_cast<uint32_t>(value()) >> 16);
+      }
+      source.tensors[name] = std::as_bytes(std::span<const uint16_t>(tensor));
+      return;
+    }
+    auto& tensor =
+        *bytes.emplace_back(std::make_unique<std::vector<int8_t>>(padded(n) * padded(k, 4)));
+    auto& scales = *floats.emplace_back(std::make_unique<std::vector<float>>(padded(n), 0.002f));
+    auto& colsum = *floats.emplace_back(std::make_unique<std::vector<float>>(padded(n)));
+    std::vector<int32_t> sums(padded(n));
+    for (size_t i = 0; i < tensor.size(); ++i) {
+      const size_t panel_bytes = padded(k, 4) * cpu::kPanel;
+      tensor[i] = static_cast<int8_t>(500 * value());
+      sums[i / panel_bytes * cpu::kPanel + i / 4 % cpu::kPanel] += tensor[i];
+    }
+    std::memcpy(colsum.data(), sums.data(), sums.size() * sizeof(int32_t));
+    source.tensors[name] = std::as_bytes(std::span<const int8_t>(tensor));
+    source.tensors[base + ".scale"] = std::as_bytes(std::span<const float>(scales));
+    source.tensors[base + ".colsum"] = std::as_bytes(std::span<const float>(colsum));
   }
 };
 
@@ -49,9 +85,8 @@ GptConfig tiny_config() {
 }
 
 void fill(Weights& w, const GptConfig& c) {
-  const auto padded = [](size_t n) { return cpu::round_up(n, cpu::kPanel); };
   const auto linear = [&](const std::string& base, size_t n, size_t k) {
-    w.add(base + ".weight", padded(n) * k);
+    w.add_matrix(base, n, k);
     w.add(base + ".bias", padded(n));
   };
   const auto norm = [&](const std::string& base) {
@@ -69,7 +104,7 @@ void fill(Weights& w, const GptConfig& c) {
     linear(h + "mlp.c_proj", c.n_embd, c.n_inner);
   }
   norm("ln_f");
-  w.add("wte.weight", padded(c.vocab_size) * c.n_embd);
+  w.add_matrix("wte", c.vocab_size, c.n_embd);
 }
 
 std::vector<int32_t> generate(Engine& engine, const std::vector<int32_t>& prompt, uint64_t seed) {
@@ -90,12 +125,21 @@ std::vector<int32_t> generate(Engine& engine, const std::vector<int32_t>& prompt
   return tokens;
 }
 
-void engine_gives_every_thread_its_own_result(const std::string& isa, int team) {
+struct Mode {
+  DType dtype;
+  Precision precision;
+  KvType kv_type;
+};
+
+void engine_gives_every_thread_its_own_result(const Mode& mode, const std::string& isa, int team) {
   const GptConfig config = tiny_config();
   Weights weights;
+  weights.source.dtype = mode.dtype;
   fill(weights, config);
   const StepLimits limits{.rows = 64, .logit_rows = 8};
-  Engine engine(make_cpu_runner(config, weights.source, limits, 9, team, isa), config, limits, 9);
+  const CpuOptions options{
+      .precision = mode.precision, .kv_type = mode.kv_type, .threads = team, .isa = isa};
+  Engine engine(make_cpu_runner(config, weights.source, limits, 9, options), config, limits, 9);
 
   std::vector<std::vector<int32_t>> prompts, expected;
   for (size_t i = 0; i < 5; ++i) {
@@ -122,7 +166,9 @@ void interrupted_steps_leave_the_engine_usable() {
   Weights weights;
   fill(weights, config);
   const StepLimits limits{.rows = 64, .logit_rows = 8};
-  Engine engine(make_cpu_runner(config, weights.source, limits, 9, 2, ""), config, limits, 9);
+  CpuOptions options;
+  options.threads = 2;
+  Engine engine(make_cpu_runner(config, weights.source, limits, 9, options), config, limits, 9);
   const std::vector<int32_t> prompt(100, 7);
   const std::vector<int32_t> expected = generate(engine, prompt, 1);
   std::vector<float> logits(prompt.size() * config.vocab_size);
@@ -145,8 +191,17 @@ void checksums_do_not_depend_on_the_number_of_threads() {
 }  // namespace
 
 int main() {
-  for (const cpu::KernelTable* table : cpu::usable_kernels()) {
-    for (const int team : {1, 2, 5}) engine_gives_every_thread_its_own_result(table->name, team);
+  const Mode modes[] = {{DType::kFloat32, Precision::kFloat32, KvType::kFloat32},
+                        {DType::kBFloat16, Precision::kBFloat16, KvType::kBFloat16},
+                        {DType::kInt8, Precision::kInt8, KvType::kBFloat16},
+                        {DType::kInt8, Precision::kInt8Fast, KvType::kFloat32},
+                        {DType::kInt8, Precision::kFloat32, KvType::kFloat32}};
+  for (const Mode& mode : modes) {
+    for (const cpu::KernelTable* table : cpu::usable_kernels()) {
+      for (const int team : {1, 2, 5}) {
+        engine_gives_every_thread_its_own_result(mode, table->name, team);
+      }
+    }
   }
   interrupted_steps_leave_the_engine_usable();
   checksums_do_not_depend_on_the_number_of_threads();

@@ -1,17 +1,21 @@
-// AVX-512 F, BW, DQ, VL: Skylake-SP, Zen 4 and later.
+// AVX-512 F, BW, DQ, VL: Skylake-SP.
 #define GPTX_ISA avx512
-#include "cpu/kernels/vec_avx512.h"
 // The order matters: each header uses what stands above it.
+#include "cpu/kernels/vec_avx512.h"
+#include "cpu/kernels/dot_avx512.h"
 #include "cpu/kernels/functions.h"
-#include "cpu/kernels/matmul_f32.h"
+#include "cpu/kernels/products.h"
+#include "cpu/kernels/tile.h"
+#include "cpu/kernels/linear.h"
+#include "cpu/kernels/attention.h"
 #include "cpu/kernels/rowwise.h"
-#include "cpu/kernels/attention_f32.h"
 #include "cpu/kernels/probe.h"
 #include "cpu/kernels/make_table.h"
 
 namespace gptx::cpu {
 
 extern const KernelTable k_avx512_kernels;
-constinit const KernelTable k_avx512_kernels = GPTX_ISA::make_table("avx512");
+constinit const KernelTable k_avx512_kernels =
+    GPTX_ISA::make_table<GPTX_ISA::BF16Product, GPTX_ISA::Int8FastProduct>("avx512");
 
 }  // namespace gptx::cpu

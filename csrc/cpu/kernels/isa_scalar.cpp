@@ -1,17 +1,20 @@
 // Any CPU: the vocabulary without SIMD, and the definition of the others.
 #define GPTX_ISA scalar
-#include "cpu/kernels/vec_scalar.h"
 // The order matters: each header uses what stands above it.
+#include "cpu/kernels/vec_scalar.h"
 #include "cpu/kernels/functions.h"
-#include "cpu/kernels/matmul_f32.h"
+#include "cpu/kernels/products.h"
+#include "cpu/kernels/tile.h"
+#include "cpu/kernels/linear.h"
+#include "cpu/kernels/attention.h"
 #include "cpu/kernels/rowwise.h"
-#include "cpu/kernels/attention_f32.h"
 #include "cpu/kernels/probe.h"
 #include "cpu/kernels/make_table.h"
 
 namespace gptx::cpu {
 
 extern const KernelTable k_scalar_kernels;
-constinit const KernelTable k_scalar_kernels = GPTX_ISA::make_table("scalar");
+constinit const KernelTable k_scalar_kernels =
+    GPTX_ISA::make_table<GPTX_ISA::BF16Product, GPTX_ISA::Int8FastProduct>("scalar");
 
 }  // namespace gptx::cpu

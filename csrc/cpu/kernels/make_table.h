@@ -1,4 +1,5 @@
-// The table of one ISA, made of the kernels above it. Included last by each isa_*.cpp.
+// The table of one ISA, made of the kernels above it. Included last by each isa_*.cpp, which names the
+// Products it has.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -6,15 +7,25 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
+template <class P>
+constexpr MatmulKernels matmul_kernels() {
+  return {.operand = P::operand, .linear = linear<P>, .probe = probe<P>};
+}
+
+template <class BF16, class Int8Fast>
 constexpr KernelTable make_table(const char* name) {
   return {.name = name,
-          .linear_f32 = linear_f32,
+          .matmul = {matmul_kernels<F32Product>(), matmul_kernels<BF16>(),
+                     matmul_kernels<Int8Product>(), matmul_kernels<Int8Fast>()},
+          .attention = {{.attention = attention<F32Product>,
+                         .append_key = append_key_f32,
+                         .append_value = append_value_f32},
+                        {.attention = attention<BF16>,
+                         .append_key = append_key_bf16,
+                         .append_value = append_value_bf16}},
           .layer_norm = layer_norm,
-          .attention_f32 = attention_f32,
-          .append_kv_f32 = append_kv_f32,
           .activate_f32 = activate_f32,
           .exp_f32 = exp_f32,
-          .probe_fma = probe_fma,
           .probe_read = probe_read};
 }
 

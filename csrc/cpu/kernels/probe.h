@@ -6,22 +6,36 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
-// Independent chains: enough to hide the latency of a fused multiply-add, few enough for registers.
-inline constexpr int kChains = kProbeChains;
-
-// `steps` fused multiply-adds of 16 lanes in each chain; the result keeps them alive.
-inline float probe_fma(size_t steps) noexcept {
-  F32x16 acc[kChains];
+// `steps` times the multiply-adds of one line in each of kProbeChains accumulators: enough to hide
+// their latency, few enough for the registers. The result keeps them alive.
+template <class P>
+inline float probe(size_t steps) noexcept {
+  alignas(64) std::byte bytes[kLineBytes] = {};
+  typename P::Sum acc[kProbeChains];
 #pragma GCC unroll 16
-  for (int i = 0; i < kChains; ++i) acc[i] = broadcast(static_cast<float>(i));  // none alike
-  const F32x16 a = broadcast(0.999f), b = broadcast(0.001f);
+  for (int i = 0; i < kProbeChains; ++i) acc[i] = P::zero();
+  // To the compiler the bytes might be anything, and change: nothing is known of a product beforehand.
+  asm volatile("" : : "r"(bytes) : "memory");
+  const typename P::Factor b = P::weights(bytes, 0);
   for (size_t s = 0; s < steps; ++s) {
+#pragma GCC unroll 2
+    for (int part = 0; part < P::kParts; ++part) {
+      asm volatile("" : : "r"(bytes) : "memory");
 #pragma GCC unroll 16
-    for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
+      for (int i = 0; i < kProbeChains; ++i) {
+        acc[i] = P::multiply_add(acc[i], P::activation(bytes + 4 * i, part), b);
+      }
+    }
   }
-  F32x16 sum = acc[0];
+  const RowScale no_scale{};
+  alignas(64) const int32_t no_colsum[kPanel] = {};
+  struct {
+    const RowScale* act_scale;
+    const int32_t* colsum;
+  } const task{&no_scale, no_colsum};
+  F32x16 sum = P::value(acc[0], task, 0, 0);
 #pragma GCC unroll 16
-  for (int i = 1; i < kChains; ++i) sum = sum + acc[i];
+  for (int i = 1; i < kProbeChains; ++i) sum = sum + P::value(acc[i], task, 0, 0);
   return reduce_add(sum);
 }
 

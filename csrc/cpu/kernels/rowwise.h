@@ -6,12 +6,6 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
-// Calls f(column, lanes) for the vectors of a row of n floats.
-template <class F>
-inline void for_each_vector(size_t n, F f) {
-  for (size_t i = 0; i < n; i += kLanes) f(i, n - i < kLanes ? n - i : kLanes);
-}
-
 // Two passes, as the definition (Ba et al., 2016): the mean first, then the centred squares.
 inline void layer_norm(float* out, const float* x, const float* gain, const float* bias, size_t n,
                        float epsilon) noexcept {

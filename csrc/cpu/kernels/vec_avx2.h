@@ -13,6 +13,8 @@ inline constexpr size_t kLanes = 16;
 inline constexpr int kTileRows = 6;  // 12 accumulators, 2 weights, 1 activation: 15 of 16 registers
 inline constexpr int kTilePanels = 1;
 inline constexpr int kRowPanels = 4;
+inline constexpr int kPairRows = 2;
+inline constexpr int kPairPanels = 2;
 
 struct F32x16 {
   __m256 lo, hi;
@@ -85,6 +87,102 @@ inline float reduce_max(F32x16 a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline float first_lane(F32x16 a) { return _mm256_cvtss_f32(a.lo); }
+
+inline float* as_floats(std::byte* p) { return reinterpret_cast<float*>(p); }
+inline const float* as_floats(const std::byte* p) { return reinterpret_cast<const float*>(p); }
+inline std::byte* as_bytes(float* p) { return reinterpret_cast<std::byte*>(p); }
+
+inline __m256i load_half(const std::byte* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline void store_half(std::byte* p, __m256i a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+}
+
+struct I32x16 {
+  __m256i lo, hi;
+};
+
+inline I32x16 broadcast_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline int32_t first_lane(I32x16 a) { return _mm256_cvtsi256_si32(a.lo); }
+inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+inline I32x16 round_to_int(F32x16 a) {
+  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
+}
+inline I32x16 clamp(I32x16 a, int32_t low, int32_t high) {
+  const __m256i least = _mm256_set1_epi32(low), most = _mm256_set1_epi32(high);
+  return {_mm256_min_epi32(_mm256_max_epi32(a.lo, least), most),
+          _mm256_min_epi32(_mm256_max_epi32(a.hi, least), most)};
+}
+
+inline __m256 round_bf16(__m256 a) {
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded =
+      _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7FFF)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet),
+                                         _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  return _mm256_and_ps(chosen, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000)));
+}
+inline F32x16 round_bf16(F32x16 a) { return {round_bf16(a.lo), round_bf16(a.hi)}; }
+inline F32x16 swap_neighbours(F32x16 a) {
+  return {_mm256_permute_ps(a.lo, 0xB1), _mm256_permute_ps(a.hi, 0xB1)};
+}
+inline __m256 even_half(const std::byte* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(load_half(p), 16));
+}
+inline F32x16 even_bf16(const std::byte* line) { return {even_half(line), even_half(line + 32)}; }
+inline __m256 masked_half(const std::byte* p, int32_t mask) {
+  return _mm256_castsi256_ps(_mm256_and_si256(load_half(p), _mm256_set1_epi32(mask)));
+}
+inline F32x16 odd_bf16(const std::byte* line) {
+  return {masked_half(line, -0x10000), masked_half(line + 32, -0x10000)};
+}
+inline F32x16 even_bf16_in_place(const std::byte* line) {
+  return {masked_half(line, 0xFFFF), masked_half(line + 32, 0xFFFF)};
+}
+inline void store_bf16(std::byte* p, F32x16 a) {
+  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(_mm256_castps_si256(a.lo), 16),
+                                             _mm256_srli_epi32(_mm256_castps_si256(a.hi), 16));
+  store_half(p, _mm256_permute4x64_epi64(packed, 0xD8));
+}
+inline void store_even_bf16(std::byte* line, F32x16 a) {
+  store_half(line, _mm256_srli_epi32(_mm256_castps_si256(a.lo), 16));
+  store_half(line + 32, _mm256_srli_epi32(_mm256_castps_si256(a.hi), 16));
+}
+inline void store_odd_bf16(std::byte* line, F32x16 a) {
+  const F32x16 even = even_bf16_in_place(line);
+  store_half(line, _mm256_castps_si256(_mm256_or_ps(even.lo, a.lo)));
+  store_half(line + 32, _mm256_castps_si256(_mm256_or_ps(even.hi, a.hi)));
+}
+
+struct I16x32 {
+  __m256i lo, hi;
+};
+
+inline __m256i even_int8_half(const std::byte* p) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(load_half(p), 8), 8);
+}
+inline I16x32 even_int8(const std::byte* line) {
+  return {even_int8_half(line), even_int8_half(line + 32)};
+}
+inline I16x32 odd_int8(const std::byte* line) {
+  return {_mm256_srai_epi16(load_half(line), 8), _mm256_srai_epi16(load_half(line + 32), 8)};
+}
+inline I16x32 broadcast_pair(const std::byte* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return {_mm256_set1_epi32(pair), _mm256_set1_epi32(pair)};
+}
+inline void store_pairs(std::byte* p, I32x16 a) {
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  store_half(p, _mm256_shuffle_epi8(packed, order));
 }
 
 }  // namespace

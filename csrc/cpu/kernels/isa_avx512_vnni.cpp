@@ -1,0 +1,22 @@
+// AVX-512 with VNNI: Cascade Lake, Ice Lake and later.
+#define GPTX_ISA avx512_vnni
+// The order matters: each header uses what stands above it.
+#include "cpu/kernels/vec_avx512.h"
+#include "cpu/kernels/dot_avx512_vnni.h"
+#include "cpu/kernels/functions.h"
+#include "cpu/kernels/products.h"
+#include "cpu/kernels/product_bytes.h"
+#include "cpu/kernels/tile.h"
+#include "cpu/kernels/linear.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/rowwise.h"
+#include "cpu/kernels/probe.h"
+#include "cpu/kernels/make_table.h"
+
+namespace gptx::cpu {
+
+extern const KernelTable k_avx512_vnni_kernels;
+constinit const KernelTable k_avx512_vnni_kernels =
+    GPTX_ISA::make_table<GPTX_ISA::BF16Product, GPTX_ISA::ByteProduct>("avx512_vnni");
+
+}  // namespace gptx::cpu

@@ -1,0 +1,72 @@
+// The linear layer: tiles over chains of inputs, then the epilogue (scale, bias, activation or residual)
+// while the sums are in the first cache.
+#pragma once
+
+#include "cpu/kernel_table.h"
+
+namespace gptx::cpu::GPTX_ISA {
+namespace {
+
+// out = f(sum) for one row of n columns, where f also gets the column.
+template <class F>
+inline void map_row(float* out, const float* sums, size_t n, F f) {
+  for (size_t i = 0; i < n; i += kLanes) store(out + i, f(load(sums + i), i));
+}
+
+// One row of the epilogue; `scaled` turns sums into sum * scale + bias.
+template <class F>
+inline void finish_row(const LinearTask& t, float* out, const float* sums, size_t n, F scaled) {
+  const auto map = [&](auto f) {
+    map_row(out, sums, n, [&](F32x16 v, size_t i) { return f(scaled(v, i)); });
+  };
+  if (t.add) {
+    return map_row(out, sums, n, [&](F32x16 v, size_t i) { return load(out + i) + scaled(v, i); });
+  }
+  switch (t.activation) {
+    case Activation::kNone: return map([](F32x16 v) { return v; });
+    case Activation::kGeluNew: return map([](F32x16 v) { return gelu_new(v); });
+    case Activation::kGelu: return map([](F32x16 v) { return gelu(v); });
+    case Activation::kRelu: return map([](F32x16 v) { return relu(v); });
+  }
+}
+
+template <class P>
+inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) noexcept {
+  constexpr size_t kWidth = kMaxPanels * kPanel;
+  constexpr size_t kChainLines = P::kChain / P::kInputs;
+  constexpr bool kScaled = P::kInputs == 4;
+  alignas(64) float sums[kTileRows * kWidth];
+  const size_t lines = round_up(t.depth, P::kInputs) / P::kInputs;
+  const size_t panel_stride = lines * kLineBytes;
+  for_each_tile(t.rows, panel_begin, panel_end, [&](size_t r, size_t rows, size_t p, size_t panels) {
+    for (size_t k = 0; k < lines; k += kChainLines) {
+      const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
+      tiles[rows - 1][panels - 1]({.out = sums,
+                                   .out_stride = kWidth,
+                                   .act = t.act + r * t.act_stride + k * P::kGroupBytes,
+                                   .act_stride = t.act_stride,
+                                   .panels = t.panels + p * panel_stride + k * kLineBytes,
+                                   .panel_stride = panel_stride,
+                                   .lines = lines - k < kChainLines ? lines - k : kChainLines,
+                                   .act_scale = t.act_scale + r,
+                                   .colsum = kScaled ? t.colsum + p * kPanel : nullptr});
+    }
+    const float* const bias = t.bias + p * kPanel;
+    for (size_t i = 0; i < rows; ++i) {
+      float* const out = t.out + (r + i) * t.out_stride + p * kPanel;
+      if constexpr (kScaled) {
+        const F32x16 row_scale = broadcast(t.act_scale[r + i].scale);
+        const float* const scale = t.scale + p * kPanel;
+        finish_row(t, out, sums + i * kWidth, panels * kPanel, [&](F32x16 v, size_t c) {
+          return fma(v, row_scale * load(scale + c), load(bias + c));
+        });
+      } else {
+        finish_row(t, out, sums + i * kWidth, panels * kPanel,
+                   [&](F32x16 v, size_t c) { return v + load(bias + c); });
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace gptx::cpu::GPTX_ISA

@@ -1,0 +1,144 @@
+// The register-tiled matmul, written once for every precision. A Product (products.h) says how one line
+// of packed weights, 64 bytes, meets one group of activations.
+//
+//   act [rows, groups]         panels [N/16, lines, 64 B]    tile
+//   a00 a01 a02 ...            |16 columns|16 columns|...    MR rows x NV panels, in registers
+//   a10 a11 a12 ...      x     line 0     | line 0   |  ->   acc[i][j] += a[i][k] * b[k][j]
+//
+// Every output is computed in one order, k ascending, whatever the number of rows.
+// Every loop over register arrays is unrolled by pragma: the compiler spills them otherwise.
+#pragma once
+
+#include "cpu/kernel_table.h"
+
+namespace gptx::cpu::GPTX_ISA {
+namespace {
+
+// Where the operands of one tile lie.
+struct TileTask {
+  float* out;
+  size_t out_stride;          // floats
+  const std::byte* act;
+  size_t act_stride;          // bytes
+  const std::byte* panels;
+  size_t panel_stride;        // bytes
+  size_t lines;
+  const RowScale* act_scale;  // of the rows of this tile, where the Product wants them
+  const int32_t* colsum;      // of its columns, likewise
+};
+
+// What becomes of the products of a tile.
+enum class Into {
+  kStore,     // out = sum
+  kAdd,       // out = out + sum
+  kContinue,  // the chain goes on from out; float accumulators only
+};
+
+// Panels of a tile with this many rows: few rows leave registers for more columns.
+constexpr int tile_panels(int rows) {
+  if (rows == 1) return kRowPanels;
+  return rows <= kPairRows ? kPairPanels : kTilePanels;
+}
+inline constexpr int kMaxPanels = kRowPanels;
+
+// out[MR, NV * 16] <- act * panels
+template <class P, int MR, int NV, Into kInto>
+void tile(const TileTask& t) {
+  typename P::Sum acc[MR][NV];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      if constexpr (kInto == Into::kContinue) {
+        acc[i][j] = load(t.out + static_cast<size_t>(i) * t.out_stride + kPanel * j);
+      } else {
+        acc[i][j] = P::zero();
+      }
+    }
+  }
+  const std::byte* act = t.act;
+  const std::byte* line = t.panels;
+  for (size_t k = 0; k < t.lines; ++k, act += P::kGroupBytes, line += kLineBytes) {
+#pragma GCC unroll 2
+    for (int part = 0; part < P::kParts; ++part) {
+      typename P::Factor b[NV];
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        b[j] = P::weights(line + static_cast<size_t>(j) * t.panel_stride, part);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        const typename P::Factor a =
+            P::activation(act + static_cast<size_t>(i) * t.act_stride, part);
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) acc[i][j] = P::multiply_add(acc[i][j], a, b[j]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      float* const out = t.out + static_cast<size_t>(i) * t.out_stride + kPanel * j;
+      const F32x16 sum = P::value(acc[i][j], t, i, j);
+      store(out, kInto == Into::kAdd ? load(out) + sum : sum);
+    }
+  }
+}
+
+template <class P, Into kInto, int MR, int NV>
+constexpr auto tile_or_null() -> void (*)(const TileTask&) {
+  if constexpr (NV <= tile_panels(MR)) return tile<P, MR, NV, kInto>;
+  return nullptr;
+}
+
+template <class P, Into kInto>
+struct Tiles {
+  using Function = void (*)(const TileTask&);
+  Function at[kTileRows][kMaxPanels];
+
+  template <int MR, int NV>
+  static constexpr void fill(Tiles& tiles) {
+    tiles.at[MR - 1][NV - 1] = tile_or_null<P, kInto, MR, NV>();
+    if constexpr (NV > 1) fill<MR, NV - 1>(tiles);
+    else if constexpr (MR > 1) fill<MR - 1, kMaxPanels>(tiles);
+  }
+  static constexpr Tiles make() {
+    Tiles tiles{};
+    fill<kTileRows, kMaxPanels>(tiles);
+    return tiles;
+  }
+};
+
+template <class P, Into kInto>
+inline constexpr Tiles<P, kInto> kTiles = Tiles<P, kInto>::make();
+
+// Calls f(row, rows, panel, panels) for the tiles that cover rows x panels, panels outermost. Rows are
+// shared out evenly: eight of them are 4 + 4, not 6 + 2.
+template <class F>
+inline void for_each_tile(size_t rows, size_t panel_begin, size_t panel_end, F f) {
+  const size_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const size_t height = (rows + tiles - 1) / tiles;
+  const auto width = static_cast<size_t>(tile_panels(static_cast<int>(height)));
+  for (size_t p = panel_begin; p < panel_end; p += width) {
+    const size_t panels = p + width <= panel_end ? width : panel_end - p;
+    for (size_t r = 0; r < rows; r += height) {
+      f(r, r + height <= rows ? height : rows - r, p, panels);
+    }
+  }
+}
+
+// out[rows, panels * 16] <- act * panels, in one chain and without an epilogue.
+template <class P, Into kInto>
+inline void matmul(const TileTask& t, size_t rows, size_t panels) {
+  for_each_tile(rows, 0, panels, [&](size_t r, size_t n_rows, size_t p, size_t n_panels) {
+    TileTask part = t;
+    part.out += r * t.out_stride + p * kPanel;
+    part.act += r * t.act_stride;
+    part.panels += p * t.panel_stride;
+    kTiles<P, kInto>.at[n_rows - 1][n_panels - 1](part);
+  });
+}
+
+}  // namespace
+}  // namespace gptx::cpu::GPTX_ISA
