@@ -1,12 +1,13 @@
-"""Single kernels against the machine's peak: every precision and instruction set, checked, then timed.
+"""Single kernels against the machine's peak, in every precision: checked, then timed.
 
     python bench/kernels.py                           all precisions, gpt2's matrices, one thread
     python bench/kernels.py --isa avx2 --precisions int8,bfloat16 --rows 1,8,512
     python bench/kernels.py --json kernels.json
 
-One thread, because threads share nothing but memory here. The peak is the multiply-adds of the precision
-in registers, measured before and after each sample; a row of 1 is bound by memory instead, so its share is
-of the read bandwidth. Matrices are taken in turns, so that one row finds them in memory, not in a cache.
+One thread, because threads share nothing but memory here. The peak is the multiply-adds of the
+precision in registers, measured before and after each sample; a row of 1 is bound by memory
+instead, so its share is of the read bandwidth. Matrices are taken in turns, so that one row finds
+them in memory, not in a cache.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Matrix:
     """A random weight [N, K], packed, with as many copies as no cache holds."""
 
     def __init__(self, precision: str, n: int, k: int, *, copies: bool) -> None:
-        weight = np.random.default_rng(0).standard_normal((n, k), dtype=np.float32) * np.float32(0.1)
+        weight = np.random.default_rng(0).standard_normal((n, k), dtype=np.float32)
         self.scale, self.colsum = np.zeros(padded(n), np.float32), np.zeros(padded(n), np.int32)
         if precision == "float32":
             packed = pack_panels(weight)
@@ -75,7 +76,9 @@ class Matrix:
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     samples = []
-    print(f"{'isa':12} {'precision':10} {'matrix':12} {'rows':>5}   GOP/s or GB/s        share of peak")
+    print(
+        f"{'isa':12} {'precision':10} {'matrix':12} {'rows':>5} {'rate':>22} {'share of peak':>21}"
+    )
     for isa in options.isa:
         for precision in options.precisions:
             for name in options.matrices:

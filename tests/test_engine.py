@@ -256,6 +256,7 @@ def test_the_core_refuses_ids_outside_the_vocabulary(config, engine):
 
 def test_a_missing_or_short_tensor_is_named(config, tensors):
     from gptx.errors import ParameterError
+
     packed = stored(config, tensors)
     for name in ("h.1.mlp.c_fc.weight", "ln_f.bias", "wpe.weight"):
         with pytest.raises(ParameterError, match=name):

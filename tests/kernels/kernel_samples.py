@@ -51,9 +51,8 @@ def matrix(precision, weight):
         bits = round_bfloat16(weight)
         return Matrix(precision, expand_bfloat16(bits), pack_panels(bits, 2), *none)
     q, scale, colsum = quantize_rows(weight)
-    return Matrix(
-        precision, dequantize_rows(q, scale), pack_panels(q, 4), pad_end(scale, n), pad_end(colsum, n)
-    )
+    values = dequantize_rows(q, scale)
+    return Matrix(precision, values, pack_panels(q, 4), pad_end(scale, n), pad_end(colsum, n))
 
 
 def rounded_activations(precision, act):

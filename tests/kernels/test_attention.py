@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from kernel_samples import ISAS
 
 import oracle
 from gptx import _core
 from gptx.quantize import expand_bfloat16, round_bfloat16
-from kernel_samples import ISAS
 
 KV_TYPES = ["float32", "bfloat16"]
 # The probabilities are rounded to the type of the cache too.

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from kernel_samples import ISAS, PRECISIONS, inputs, matrix, rounded_activations
 
 import oracle
-from kernel_samples import ISAS, PRECISIONS, inputs, matrix, rounded_activations
 
 # Bytes cannot say which way a tie of two neighbours was rounded; a step of the activations can.
 STEPS = {"float32": 0.0, "bfloat16": 0.0, "int8": 1 / 32767, "int8-fast": 1 / 255}
