@@ -12,14 +12,57 @@ namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
+// Lanes that know no order are what a compiler vectorizes.
+constexpr size_t kLanes = 16;
+
 bool all_finite(std::span<const float> logits) {
-  bool finite = true;
-  for (const float x : logits) finite &= std::fabs(x) <= std::numeric_limits<float>::max();
-  return finite;
+  float zeros[kLanes] = {};  // 0 * x is NaN for infinity and NaN
+  const size_t whole = logits.size() / kLanes * kLanes;
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) zeros[j] += 0.0f * logits[i + j];
+  }
+  for (size_t i = whole; i < logits.size(); ++i) zeros[0] += 0.0f * logits[i];
+  return std::all_of(zeros, zeros + kLanes, [](float x) { return x == 0.0f; });
 }
 
+constexpr size_t kBlock = 4 * kLanes;
+
+// The largest of the block of logits that begins at `begin`.
+float block_maximum(std::span<const float> logits, size_t begin) {
+  const std::span<const float> block =
+      logits.subspan(begin, std::min(kBlock, logits.size() - begin));
+  if (block.size() < kBlock) return *std::max_element(block.begin(), block.end());
+  float lanes[kLanes];
+  std::copy_n(block.begin(), kLanes, lanes);
+  for (size_t i = kLanes; i < kBlock; i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) lanes[j] = block[i + j] > lanes[j] ? block[i + j] : lanes[j];
+  }
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+// Calls f(i) for the logits, in order, of every block whose maximum `wanted` accepts.
+template <class Wanted, class F>
+void for_each_in_blocks(std::span<const float> logits, Wanted wanted, F f) {
+  for (size_t begin = 0; begin < logits.size(); begin += kBlock) {
+    if (!wanted(block_maximum(logits, begin))) continue;
+    const size_t end = std::min(begin + kBlock, logits.size());
+    for (size_t i = begin; i < end; ++i) f(i);
+  }
+}
+
+// The first of the largest logits.
 int32_t argmax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  float best = kNever;
+  size_t where = 0;
+  for_each_in_blocks(
+      logits, [&](float maximum) { return maximum > best; },
+      [&](size_t i) {
+        if (logits[i] > best) {
+          best = logits[i];
+          where = i;
+        }
+      });
+  return static_cast<int32_t>(where);
 }
 
 }  // namespace
@@ -63,20 +106,25 @@ void Sampler::keep_top_k(std::span<const float> logits, size_t k) {
     // The k largest so far, the least of them in front.
     heap_.assign(logits.begin(), logits.begin() + static_cast<ptrdiff_t>(k));
     std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
-    for (size_t i = k; i < logits.size(); ++i) {
-      if (logits[i] <= heap_.front()) continue;
-      std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
-      heap_.back() = logits[i];
-      std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
-    }
+    const std::span<const float> rest = logits.subspan(k);
+    for_each_in_blocks(
+        rest, [&](float maximum) { return maximum > heap_.front(); },
+        [&](size_t i) {
+          if (rest[i] <= heap_.front()) return;
+          std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
+          heap_.back() = rest[i];
+          std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
+        });
     least = heap_.front();
   }
   candidates_.clear();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] >= least && logits[i] != kNever) {
-      candidates_.push_back({static_cast<int32_t>(i), logits[i], 0.0});
-    }
-  }
+  for_each_in_blocks(
+      logits, [&](float maximum) { return maximum >= least; },
+      [&](size_t i) {
+        if (logits[i] >= least && logits[i] != kNever) {
+          candidates_.push_back({static_cast<int32_t>(i), logits[i], 0.0});
+        }
+      });
 }
 
 // Leaves the fewest most likely tokens whose probabilities reach top_p, at least one.

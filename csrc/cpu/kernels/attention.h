@@ -95,6 +95,7 @@ inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
     score.panels = keys;
     score.panel_stride = key_lines * kLineBytes;
     score.lines = key_lines;
+    score.next = values;
     matmul<P, Into::kStore>(score, rows, kBlock / kPanel);
     // In its own block a row sees the positions up to its own, elsewhere the whole block.
     const size_t visible = b < last_block ? kBlock : position % kBlock + 1;
@@ -112,6 +113,7 @@ inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
     mix.panels = values;
     mix.panel_stride = kValueBytes;
     mix.lines = visible / kG;
+    mix.next = values;
     matmul<P, Into::kContinue>(mix, rows, width / kPanel);
     if (step == 0) continue;
     // The later rows of the diagonal block see more positions; hidden ones are never multiplied.

@@ -39,6 +39,7 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
   const size_t lines = round_up(t.depth, P::kInputs) / P::kInputs;
   const size_t panel_stride = lines * kLineBytes;
   for_each_tile(t.rows, panel_begin, panel_end, [&](size_t r, size_t rows, size_t p, size_t panels) {
+    const std::byte* const next = t.panels + (p + panels) * panel_stride;
     for (size_t k = 0; k < lines; k += kChainLines) {
       const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
       tiles[rows - 1][panels - 1]({.out = sums,
@@ -48,6 +49,7 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
                                    .panels = t.panels + p * panel_stride + k * kLineBytes,
                                    .panel_stride = panel_stride,
                                    .lines = lines - k < kChainLines ? lines - k : kChainLines,
+                                   .next = next + k / panels * kLineBytes,
                                    .act_scale = t.act_scale + r,
                                    .colsum = kScaled ? t.colsum + p * kPanel : nullptr});
     }

@@ -23,6 +23,7 @@ struct TileTask {
   const std::byte* panels;
   size_t panel_stride;        // bytes
   size_t lines;
+  const std::byte* next;      // the panels that come afterwards, begun early for a tile of one row
   const RowScale* act_scale;  // of the rows of this tile, where the Product wants them
   const int32_t* colsum;      // of its columns, likewise
 };
@@ -59,6 +60,10 @@ void tile(const TileTask& t) {
   const std::byte* act = t.act;
   const std::byte* line = t.panels;
   for (size_t k = 0; k < t.lines; ++k, act += P::kGroupBytes, line += kLineBytes) {
+    if constexpr (MR == 1) {
+      // The processor follows a stream only after a few misses, so the next ones are begun for it.
+      __builtin_prefetch(t.next + k % NV * t.panel_stride + k / NV * kLineBytes);
+    }
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
       typename P::Factor b[NV];
