@@ -23,7 +23,7 @@ struct TileTask {
   const std::byte* panels;
   size_t panel_stride;        // bytes
   size_t lines;
-  const std::byte* next;      // the panels that come afterwards, begun early for a tile of one row
+  const std::byte* next;      // the panels that come afterwards, begun early for a tile of few rows
   const RowScale* act_scale;  // of the rows of this tile, where the Product wants them
   const int32_t* colsum;      // of its columns, likewise
 };
@@ -41,6 +41,9 @@ constexpr int tile_panels(int rows) {
   return rows <= kPairRows ? kPairPanels : kTilePanels;
 }
 inline constexpr int kMaxPanels = kRowPanels;
+
+// Tiles of at most this many rows wait for memory rather than for arithmetic.
+inline constexpr int kFetchRows = 4;
 
 // out[MR, NV * 16] <- act * panels
 template <class P, int MR, int NV, Into kInto>
@@ -60,7 +63,7 @@ void tile(const TileTask& t) {
   const std::byte* act = t.act;
   const std::byte* line = t.panels;
   for (size_t k = 0; k < t.lines; ++k, act += P::kGroupBytes, line += kLineBytes) {
-    if constexpr (MR == 1) {
+    if constexpr (MR <= kFetchRows) {
       // The processor follows a stream only after a few misses, so the next ones are begun for it.
       __builtin_prefetch(t.next + k % NV * t.panel_stride + k / NV * kLineBytes);
     }
