@@ -14,6 +14,7 @@ MODES = {
     "int8": dict(dtype="int8"),
     "int8-fast": dict(dtype="int8", precision="int8-fast"),
     "int8, float32 cache": dict(dtype="int8", kv_cache_dtype="float32"),
+    "int8, int8 cache": dict(dtype="int8", kv_cache_dtype="int8"),
     "float32, bfloat16 cache": dict(dtype="float32", kv_cache_dtype="bfloat16"),
 }
 EVERY_MODE = pytest.mark.parametrize("mode", MODES.values(), ids=MODES, scope="module")
@@ -97,7 +98,13 @@ def test_weights_expanded_to_float32_compute_what_their_values_do(config, tensor
 
 @pytest.mark.parametrize(
     ("mode", "tolerance"),
-    [("bfloat16", 3e-2), ("int8", 2e-2), ("int8-fast", 5e-2), ("int8, float32 cache", 2e-4)],
+    [
+        ("bfloat16", 3e-2),
+        ("int8", 2e-2),
+        ("int8-fast", 5e-2),
+        ("int8, float32 cache", 2e-4),
+        ("int8, int8 cache", 2e-2),
+    ],
 )
 def test_every_mode_is_near_the_float64_values_of_its_weights(config, tensors, mode, tolerance):
     ids = random_ids(config, 200)

@@ -19,7 +19,8 @@ inline Precision precision_named(const std::string& name) {
 inline KvType kv_type_named(const std::string& name) {
   if (name == "float32") return KvType::kFloat32;
   if (name == "bfloat16") return KvType::kBFloat16;
-  throw ParameterError("kv_cache_dtype", name, "one of float32, bfloat16");
+  if (name == "int8") return KvType::kInt8;
+  throw ParameterError("kv_cache_dtype", name, "one of float32, bfloat16, int8");
 }
 
 }  // namespace gptx

@@ -17,7 +17,11 @@ enum class Precision : uint8_t {
 inline constexpr size_t kPrecisions = 4;
 
 // What the KV cache holds.
-enum class KvType : uint8_t { kFloat32, kBFloat16 };
-inline constexpr size_t kKvTypes = 2;
+enum class KvType : uint8_t {
+  kFloat32,
+  kBFloat16,
+  kInt8,  // with a scale for each head and position
+};
+inline constexpr size_t kKvTypes = 3;
 
 }  // namespace gptx

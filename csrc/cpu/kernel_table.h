@@ -77,17 +77,18 @@ inline constexpr size_t kMaxAttentionRows = 8;
 
 // Floats of scratch that attention wants for heads of `width` columns, a multiple of 16.
 constexpr size_t attention_scratch(size_t width) {
-  return kMaxAttentionRows * (2 * width + 2 * kBlock) + width;
+  return kMaxAttentionRows * (3 * width + 2 * kBlock);
 }
 
 // Causal attention of one head for `rows` consecutive positions inside one KV block. E is the type
-// of the cache, G the positions or dimensions of one line: 1 float32 or 2 bfloat16.
+// of the cache, G the positions or dimensions of one line: 1 float32, 2 bfloat16 or 4 int8.
 struct AttentionTask {
   float* out;                      // [rows, out_stride], the first head_size columns are written
   size_t out_stride;
   const float* query;              // [rows, query_stride]
   size_t query_stride;
-  const std::byte* const* blocks;  // for each block: K E[64/16, D/G, 16, G], V E[Dp/16, 64/G, 16, G]
+  // For each block: K E[64/16, D/G, 16, G], V E[Dp/16, 64/G, 16, G]; of int8 the scales of K and V [2, 64].
+  const std::byte* const* blocks;
   size_t position;                 // of the first row
   size_t rows;
   size_t head_size;
@@ -95,11 +96,14 @@ struct AttentionTask {
   float* scratch;  // attention_scratch floats, aligned to 64 bytes
 };
 
-constexpr size_t kv_element_bytes(KvType type) { return type == KvType::kFloat32 ? 4 : 2; }
-
 // Bytes of K and V of one head in one block, for heads of `width` columns, a multiple of 16.
 constexpr size_t kv_head_bytes(KvType type, size_t width) {
-  return 2 * kBlock * width * kv_element_bytes(type);
+  switch (type) {
+    case KvType::kFloat32: return 2 * kBlock * width * 4;
+    case KvType::kBFloat16: return 2 * kBlock * width * 2;
+    case KvType::kInt8: return 2 * kBlock * (width + sizeof(float));
+  }
+  return 0;
 }
 
 // Attention on one type of cache.

@@ -391,8 +391,8 @@ def load(
             "int8" weights in int8, activations in int16: as exact as the weights;
             "int8-fast" activations in 8 bits too: faster prompts where the CPU multiplies bytes,
             less exact. It computes with the same int8 files.
-        kv_cache_dtype: "float32" or "bfloat16"; default float32 with the precision float32, else
-            bfloat16.
+        kv_cache_dtype: "float32", "bfloat16" or "int8", the last with a scale for each head and
+            position; default float32 with the precision float32, else bfloat16.
         kv_cache_bytes: most memory for cached keys and values; default a quarter of the machine's,
             at most 2 GiB. One context always fits. It is taken as it is needed.
         verify: check the checksum of every tensor.

@@ -8,9 +8,9 @@ import oracle
 from gptx import _core
 from gptx.quantize import expand_bfloat16, round_bfloat16
 
-KV_TYPES = ["float32", "bfloat16"]
-# The probabilities are rounded to the type of the cache too.
-TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
+KV_TYPES = ["float32", "bfloat16", "int8"]
+# The probabilities are rounded too: to bfloat16, or with an int8 cache to 16 bits.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2, "int8": 3e-4}
 
 
 def inputs(rows, size, seed=0, spread=1.0):
@@ -18,7 +18,15 @@ def inputs(rows, size, seed=0, spread=1.0):
     return (rng.standard_normal((3, rows, size)) * spread).astype(np.float32)
 
 
+def as_int8(rows):
+    """Rows [T, D] rounded to int8 with one scale each."""
+    scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    return np.rint(rows / scale) * scale
+
+
 def exact(kv_type, q, k, v, scale):
+    if kv_type == "int8":
+        k, v = as_int8(k), as_int8(v)
     if kv_type == "bfloat16":
         scaled = expand_bfloat16(round_bfloat16(q * np.float32(scale)))
         k, v = (expand_bfloat16(round_bfloat16(a)) for a in (k, v))
@@ -67,6 +75,10 @@ def test_a_position_that_is_not_finite_leaves_earlier_ones_alone(isa, kv_type):
         ours = _core.testing.attention(isa, kv_type, q, k, damaged, 0.3)
         assert np.array_equal(ours[:position], clean[:position])
         assert np.isnan(ours[position:]).all()
+    damaged = k.copy()
+    damaged[9] = np.inf
+    ours = _core.testing.attention(isa, kv_type, q, damaged, v, 0.3)
+    assert np.array_equal(ours[:9], clean[:9])
 
 
 @pytest.mark.parametrize("isa", ISAS)

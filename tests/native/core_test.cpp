@@ -194,7 +194,7 @@ int main() {
   const Mode modes[] = {{DType::kFloat32, Precision::kFloat32, KvType::kFloat32},
                         {DType::kBFloat16, Precision::kBFloat16, KvType::kBFloat16},
                         {DType::kInt8, Precision::kInt8, KvType::kBFloat16},
-                        {DType::kInt8, Precision::kInt8Fast, KvType::kFloat32},
+                        {DType::kInt8, Precision::kInt8Fast, KvType::kInt8},
                         {DType::kInt8, Precision::kFloat32, KvType::kFloat32}};
   for (const Mode& mode : modes) {
     for (const cpu::KernelTable* table : cpu::usable_kernels()) {

@@ -3,9 +3,12 @@
 // arithmetic, whether it is prefilled or decoded.
 //
 // K and V blocks are weight panels, so both products are the matmul of tile.h, with G positions or
-// dimensions in a line (1 float32 or 2 bfloat16):
+// dimensions in a line (1 float32, 2 bfloat16 or 4 int8):
 //   scores [rows, 64] = query [rows, D] x K [64/16, D/G, 16, G]
 //   out [rows, Dp]   += scores [rows, 64] x V [Dp/16, 64/G, 16, G]
+//
+// What is particular to a type of cache is in its Cache: PanelCache for float32 and bfloat16,
+// ByteCache for int8.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -21,9 +24,9 @@ struct SoftmaxRow {
   float sum;
 };
 
-// Turns one row of scores into exp(score - maximum) over its n visible positions, rounded as P holds
-// them, zero beyond, and rescales what the row has gathered so far.
-template <class P>
+// Turns one row of scores into exp(score - maximum) over its n visible positions, rounded as the Cache
+// multiplies them, zero beyond, and rescales what the row has gathered so far.
+template <class Cache>
 inline void softmax_step(SoftmaxRow& row, float* scores, size_t n, float* out, size_t width) {
   const F32x16 hidden = broadcast(-__builtin_inff());
   F32x16 top = hidden;
@@ -37,7 +40,7 @@ inline void softmax_step(SoftmaxRow& row, float* scores, size_t n, float* out, s
 
   F32x16 sum = broadcast(0.0f);
   for (size_t i = 0; i < kBlock; i += kLanes) {
-    const F32x16 p = P::round(exp(load(scores + i) - shift));
+    const F32x16 p = Cache::round(exp(load(scores + i) - shift));
     const F32x16 visible = first_lanes(p, broadcast(0.0f), n > i ? n - i : 0);
     store(scores + i, visible);
     sum = sum + visible;
@@ -47,109 +50,233 @@ inline void softmax_step(SoftmaxRow& row, float* scores, size_t n, float* out, s
   for (size_t i = 0; i < width; i += kLanes) store(out + i, load(out + i) * rescale);
 }
 
-// The last position alone where it is the first of a pair: the second belongs to a position that is
-// hidden, and is never multiplied.
-inline void keep_even(float* lines, const std::byte* values, size_t panel_stride, size_t width) {
-  for (size_t i = 0; i < width; i += kPanel) {
-    store(lines + i, even_bf16_in_place(values + i / kPanel * panel_stride));
+// The parts of the scratch memory, and the shape of the head.
+struct AttentionScratch {
+  explicit AttentionScratch(const AttentionTask& t)
+      : head_size(t.head_size),
+        width(round_up(t.head_size, kPanel)),
+        scores(t.scratch),
+        gathered(scores + kGroup * kBlock),
+        sums(gathered + kGroup * width),
+        query(as_bytes(sums + kGroup * width)),
+        weights(query + kGroup * width * kOperandBytes) {}
+
+  size_t head_size;    // D
+  size_t width;        // Dp
+  float* scores;       // [kGroup, 64]
+  float* gathered;     // [kGroup, Dp], the result so far
+  float* sums;         // [kGroup, Dp], for the Cache
+  std::byte* query;    // [kGroup, Dp] as operands
+  std::byte* weights;  // [kGroup, 64] as operands
+};
+
+// float32 or bfloat16 panels.
+template <class P>
+struct PanelCache {
+  static constexpr size_t kG = P::kInputs;
+  static constexpr size_t kWeightBytes = kBlock / kG * P::kGroupBytes;
+  static constexpr size_t kValueBytes = kBlock / kG * kLineBytes;  // of one panel of V
+
+  static F32x16 round(F32x16 p) { return P::round(p); }
+
+  size_t query_bytes() const { return s.width / kG * P::kGroupBytes; }
+
+  void set_query(size_t row, const float* scaled) {
+    P::operand(s.query + row * query_bytes(), scaled, s.width);
   }
-}
+
+  void score(const std::byte* block, size_t rows) const {
+    const size_t lines = round_up(s.head_size, kG) / kG;
+    TileTask t{};
+    t.out = s.scores;
+    t.out_stride = kBlock;
+    t.act = s.query;
+    t.act_stride = query_bytes();
+    t.panels = block;
+    t.panel_stride = lines * kLineBytes;
+    t.lines = lines;
+    t.next = values(block);
+    matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
+  }
+
+  // Of the block's positions row i sees visible + i * step; hidden ones are never multiplied.
+  void gather(const std::byte* block, size_t rows, size_t visible, size_t step) const {
+    for (size_t i = 0; i < rows; ++i) {
+      P::operand(s.weights + i * kWeightBytes, s.scores + i * kBlock, kBlock);
+    }
+    TileTask shared{};
+    shared.out = s.gathered;
+    shared.out_stride = s.width;
+    shared.act = s.weights;
+    shared.act_stride = kWeightBytes;
+    shared.panels = values(block);
+    shared.panel_stride = kValueBytes;
+    shared.lines = visible / kG;
+    shared.next = shared.panels;
+    matmul<P, Into::kContinue>(shared, rows, s.width / kPanel);
+    if (step == 0) return;
+    for (size_t i = 0; i < rows; ++i) {
+      const size_t more = visible + i - shared.lines * kG;
+      TileTask rest = shared;
+      rest.out += i * s.width;
+      rest.act += i * kWeightBytes + shared.lines * P::kGroupBytes;
+      rest.panels += shared.lines * kLineBytes;
+      rest.lines = more / kG;
+      if (rest.lines > 0) matmul<P, Into::kContinue>(rest, 1, s.width / kPanel);
+      if constexpr (kG == 2) {
+        if (more % kG != 0) gather_first_of_pair(rest);
+      }
+    }
+  }
+
+  // The last position where it is the first of a pair, whose second is hidden.
+  void gather_first_of_pair(TileTask t) const {
+    const std::byte* const line = t.panels + t.lines * kLineBytes;
+    for (size_t i = 0; i < s.width; i += kPanel) {
+      store(s.sums + i, even_bf16_in_place(line + i / kPanel * kValueBytes));
+    }
+    t.act += t.lines * P::kGroupBytes;
+    t.panels = as_bytes(s.sums);
+    t.panel_stride = kLineBytes;
+    t.lines = 1;
+    matmul<P, Into::kContinue>(t, 1, s.width / kPanel);
+  }
+
+  const std::byte* values(const std::byte* block) const {
+    return block + kBlock / kPanel * (s.width / kG) * kLineBytes;
+  }
+
+  const AttentionScratch& s;
+};
+
+// int8 panels with a scale for each position, K and V apart: [64] each behind the panels. Queries and
+// weights are int16; the scales of V go into the weights before they are rounded.
+struct ByteCache {
+  using P = Int8Product;
+  static constexpr size_t kG = P::kInputs;
+  static constexpr size_t kWeightBytes = kBlock / kG * P::kGroupBytes;
+
+  static F32x16 round(F32x16 p) { return p; }
+
+  size_t query_bytes() const { return s.width / kG * P::kGroupBytes; }
+
+  void set_query(size_t row, const float* scaled) {
+    query_scale[row] = P::operand(s.query + row * query_bytes(), scaled, s.width).scale;
+  }
+
+  void score(const std::byte* block, size_t rows) const {
+    constexpr size_t kChainLines = P::kChain / kG;
+    const size_t lines = round_up(s.head_size, kG) / kG;
+    for (size_t k = 0; k < lines; k += kChainLines) {
+      TileTask t{};
+      t.out = s.scores;
+      t.out_stride = kBlock;
+      t.act = s.query + k * P::kGroupBytes;
+      t.act_stride = query_bytes();
+      t.panels = block + k * kLineBytes;
+      t.panel_stride = lines * kLineBytes;
+      t.lines = lines - k < kChainLines ? lines - k : kChainLines;
+      t.next = block + kBlock * s.width;
+      if (k == 0) {
+        matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
+      } else {
+        matmul<P, Into::kAdd>(t, rows, kBlock / kPanel);
+      }
+    }
+    const float* const scale = scales(block);
+    for (size_t i = 0; i < rows; ++i) {
+      float* const row = s.scores + i * kBlock;
+      for (size_t j = 0; j < kBlock; j += kLanes) {
+        store(row + j, load(row + j) * (broadcast(query_scale[i]) * load(scale + j)));
+      }
+    }
+  }
+
+  void gather(const std::byte* block, size_t rows, size_t visible, size_t step) const {
+    const float* const scale = scales(block) + kBlock;
+    float weight_scale[kGroup];
+    for (size_t i = 0; i < rows; ++i) {
+      float* const row = s.scores + i * kBlock;
+      const size_t n = visible + i * step;
+      for (size_t j = 0; j < kBlock; j += kLanes) {
+        // The scale of a hidden position might be anything.
+        const F32x16 weight = load(row + j) * load(scale + j);
+        store(row + j, first_lanes(weight, broadcast(0.0f), n > j ? n - j : 0));
+      }
+      weight_scale[i] = P::operand(s.weights + i * kWeightBytes, row, kBlock).scale;
+    }
+    TileTask t{};
+    t.out = s.sums;
+    t.out_stride = s.width;
+    t.act = s.weights;
+    t.act_stride = kWeightBytes;
+    t.panels = block + kBlock * s.width;
+    t.panel_stride = kBlock / kG * kLineBytes;
+    t.lines = kBlock / kG;
+    t.next = t.panels;
+    matmul<P, Into::kStore>(t, rows, s.width / kPanel);
+    for (size_t i = 0; i < rows; ++i) {
+      float* const out = s.gathered + i * s.width;
+      for (size_t d = 0; d < s.width; d += kLanes) {
+        const F32x16 sum = load(s.sums + i * s.width + d);
+        store(out + d, fma(sum, broadcast(weight_scale[i]), load(out + d)));
+      }
+    }
+  }
+
+  const float* scales(const std::byte* block) const {
+    return as_floats(block + 2 * kBlock * s.width);
+  }
+
+  const AttentionScratch& s;
+  float query_scale[kGroup] = {};
+};
 
 // Up to kGroup consecutive rows of one block.
-template <class P>
+template <class Cache>
 inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
-  constexpr size_t kG = P::kInputs;
-  const size_t width = round_up(t.head_size, kPanel);
-  const size_t key_lines = round_up(t.head_size, kG) / kG;
-  const size_t operand_bytes = width / kG * P::kGroupBytes;
-  constexpr size_t kWeightBytes = kBlock / kG * P::kGroupBytes;
-  constexpr size_t kValueBytes = kBlock / kG * kLineBytes;  // of one panel of V
-
-  float* const scores = t.scratch;
-  float* const gathered = scores + kGroup * kBlock;
-  float* const last_line = gathered + kGroup * width;
-  std::byte* const query = as_bytes(last_line + width);
-  std::byte* const weights = query + kGroup * width * kOperandBytes;
+  const AttentionScratch s(t);
+  const size_t width = s.width;
+  Cache cache{s};
   SoftmaxRow state[kGroup];
   for (size_t i = 0; i < rows; ++i) {
     state[i] = {-__builtin_inff(), 0.0f};
     const float* const source = t.query + (first + i) * t.query_stride;
-    float* const scaled = gathered + i * width;
+    float* const gathered = s.gathered + i * width;
     for (size_t d = 0; d < width; d += kLanes) {
-      store(scaled + d, load(source + d) * broadcast(t.scale));
+      store(gathered + d, load(source + d) * broadcast(t.scale));
     }
-    P::operand(query + i * operand_bytes, scaled, width);
-    for (size_t d = 0; d < width; d += kLanes) store(scaled + d, broadcast(0.0f));
+    cache.set_query(i, gathered);
+    for (size_t d = 0; d < width; d += kLanes) store(gathered + d, broadcast(0.0f));
   }
 
   const size_t position = t.position + first;
   const size_t last_block = position / kBlock;
   for (size_t b = 0; b <= last_block; ++b) {
-    const std::byte* const keys = t.blocks[b];
-    const std::byte* const values = keys + kBlock / kPanel * (width / kG) * kLineBytes;
-    TileTask score{};
-    score.out = scores;
-    score.out_stride = kBlock;
-    score.act = query;
-    score.act_stride = operand_bytes;
-    score.panels = keys;
-    score.panel_stride = key_lines * kLineBytes;
-    score.lines = key_lines;
-    score.next = values;
-    matmul<P, Into::kStore>(score, rows, kBlock / kPanel);
+    cache.score(t.blocks[b], rows);
     // In its own block a row sees the positions up to its own, elsewhere the whole block.
     const size_t visible = b < last_block ? kBlock : position % kBlock + 1;
     const size_t step = b < last_block ? 0 : 1;
     for (size_t i = 0; i < rows; ++i) {
-      float* const p = scores + i * kBlock;
-      softmax_step<P>(state[i], p, visible + i * step, gathered + i * width, width);
-      P::operand(weights + i * kWeightBytes, p, kBlock);
+      softmax_step<Cache>(state[i], s.scores + i * kBlock, visible + i * step,
+                          s.gathered + i * width, width);
     }
-    TileTask mix{};
-    mix.out = gathered;
-    mix.out_stride = width;
-    mix.act = weights;
-    mix.act_stride = kWeightBytes;
-    mix.panels = values;
-    mix.panel_stride = kValueBytes;
-    mix.lines = visible / kG;
-    mix.next = values;
-    matmul<P, Into::kContinue>(mix, rows, width / kPanel);
-    if (step == 0) continue;
-    // The later rows of the diagonal block see more positions; hidden ones are never multiplied.
-    for (size_t i = 0; i < rows; ++i) {
-      const size_t more = visible + i - mix.lines * kG;
-      TileTask rest = mix;
-      rest.out += i * width;
-      rest.act += i * kWeightBytes + mix.lines * P::kGroupBytes;
-      rest.panels += mix.lines * kLineBytes;
-      rest.lines = more / kG;
-      if (rest.lines > 0) matmul<P, Into::kContinue>(rest, 1, width / kPanel);
-      if constexpr (kG == 2) {
-        if (more % kG == 0) continue;
-        keep_even(last_line, rest.panels + rest.lines * kLineBytes, kValueBytes, width);
-        rest.act += rest.lines * P::kGroupBytes;
-        rest.panels = as_bytes(last_line);
-        rest.panel_stride = kLineBytes;
-        rest.lines = 1;
-        matmul<P, Into::kContinue>(rest, 1, width / kPanel);
-      }
-    }
+    cache.gather(t.blocks[b], rows, visible, step);
   }
 
   for (size_t i = 0; i < rows; ++i) {
     const F32x16 sum = broadcast(state[i].sum);
     float* const out = t.out + (first + i) * t.out_stride;
     for (size_t d = 0; d < t.head_size; d += kLanes) {
-      store_first(out + d, load(gathered + i * width + d) / sum, t.head_size - d);
+      store_first(out + d, load(s.gathered + i * width + d) / sum, t.head_size - d);
     }
   }
 }
 
-template <class P>
+template <class Cache>
 inline void attention(const AttentionTask& t) noexcept {
   for (size_t first = 0; first < t.rows; first += kGroup) {
-    attend_group<P>(t, first, first + kGroup <= t.rows ? kGroup : t.rows - first);
+    attend_group<Cache>(t, first, first + kGroup <= t.rows ? kGroup : t.rows - first);
   }
 }
 
@@ -198,6 +325,51 @@ inline void append_value_bf16(std::byte* block, const float* value, size_t posit
       store_odd_bf16(line, rounded);
     }
   }
+}
+
+// The n floats of x as int8 with one scale, x ~ q * scale with scale = max|x| / 127, four at a time:
+// f(group, bytes) takes inputs 4 * group to 4 * group + 3.
+template <class F>
+inline float for_each_four_bytes(const float* x, size_t n, F f) {
+  const float top = largest(x, n);
+  const F32x16 inverse = broadcast(top < kSmallest ? 0.0f : 127.0f / top);
+  alignas(64) std::byte pairs[2 * kLanes];
+  for_each_vector(n, [&](size_t i, size_t lanes) {
+    store_pairs(pairs, round_to_int(load_first(x + i, lanes) * inverse));
+    for (size_t g = 0; 4 * g < lanes; ++g) {
+      // The low bytes of the int16, whose order is 0, 2, 1, 3.
+      const std::byte* const p = pairs + 8 * g;
+      const std::byte bytes[] = {p[0], p[4], p[2], p[6]};
+      f(i / 4 + g, bytes);
+    }
+  });
+  return top < kSmallest ? 0.0f : top / 127.0f;
+}
+
+inline void append_key_int8(std::byte* block, const float* key, size_t position,
+                            size_t head_size) noexcept {
+  const size_t t = position % kBlock;
+  const size_t width = round_up(head_size, kPanel);
+  const size_t lines = round_up(head_size, 4) / 4;
+  std::byte* const keys = block + t / kPanel * lines * kLineBytes + t % kPanel * 4;
+  as_floats(block + 2 * kBlock * width)[t] =
+      for_each_four_bytes(key, head_size, [&](size_t group, const std::byte* bytes) {
+        __builtin_memcpy(keys + group * kLineBytes, bytes, 4);
+      });
+}
+
+inline void append_value_int8(std::byte* block, const float* value, size_t position,
+                              size_t head_size) noexcept {
+  const size_t t = position % kBlock;
+  const size_t width = round_up(head_size, kPanel);
+  std::byte* const values = block + kBlock * width + t / 4 * kLineBytes + t % 4;
+  as_floats(block + 2 * kBlock * width)[kBlock + t] =
+      for_each_four_bytes(value, width, [&](size_t group, const std::byte* bytes) {
+        for (size_t e = 0; e < 4; ++e) {
+          const size_t d = 4 * group + e;
+          values[d / kPanel * (kBlock / 4) * kLineBytes + d % kPanel * 4] = bytes[e];
+        }
+      });
 }
 
 }  // namespace
