@@ -126,6 +126,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end token")
     parser.add_argument("--threads", type=int, help="default: as many as the machine has cores")
+    parser.add_argument("--precision", help="how to compute; default what the weights are stored as")
     parser.add_argument("--json", action="store_true", help="the whole result as one JSON object")
 
 
@@ -140,7 +141,11 @@ def _generate(options: argparse.Namespace) -> int:
     names = [field.name for field in dataclasses.fields(gptx.SamplingParams)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
     params = gptx.SamplingParams(**chosen)
-    model = gptx.load(options.model or os.environ.get("GPTX_MODEL"), threads=options.threads)
+    model = gptx.load(
+        options.model or os.environ.get("GPTX_MODEL"),
+        threads=options.threads,
+        precision=options.precision,
+    )
 
     if options.json:
         result = model.generate(prompt, params)
