@@ -48,6 +48,17 @@ def test_chinese_prompts_stream_whole_characters_in_any_locale(prompt):
     assert len(result.stdout) > len(prompt) + 5
 
 
+def test_the_precision_can_be_chosen_and_a_wrong_one_is_refused_by_name():
+    chosen = gptx_command("Once", "--seed", 1, "-n", 8, "--precision", "int8-fast")
+    expected = gptx.load(precision="int8-fast").generate("Once", seed=1, max_new_tokens=8)
+    assert chosen.stdout == f"{expected}\n"
+    refused = gptx_command("Once", "--precision", "int3")
+    assert refused.returncode != 0
+    assert "int8-fast" in refused.stderr
+    assert "int3" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_the_prompt_may_come_from_stdin_and_the_result_as_json(path):
     result = gptx_command("-", "-m", path, "--json", "--seed", 2, stdin="Once")
     fields = json.loads(result.stdout)

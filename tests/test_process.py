@@ -81,14 +81,41 @@ def status_kib(field):
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def test_float32_weights_are_used_in_the_file_and_not_copied(path):
-    size_kib = path.stat().st_size // 1024
-    assert size_kib > 90_000
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("int8", "int8"), ("int8", "int8-fast")],
+)
+def test_weights_are_used_in_the_file_and_not_copied(tmp_path, dtype, precision):
+    path = tmp_path / "wide.gptx"
+    write_model(path, dtype=dtype, n_layer=8, n_embd=768, n_head=12)
+    copied_kib = path.stat().st_size // 1024
+    assert copied_kib > 50_000
     before = status_kib("RssAnon")
-    model = gptx.load(path)
+    model = gptx.load(path, precision=precision)
     model.generate("warm", max_new_tokens=2)
     assert status_kib("RssAnon") - before < 40_000
     del model
+
+
+def test_more_threads_than_processors_and_two_models_at_once_do_not_collapse(path):
+    """Waiting threads give their processor away: what spins takes a hundred times as long here."""
+    crowd = 4 * os.cpu_count()
+
+    def seconds(models):
+        workers = [
+            threading.Thread(target=m.generate, args=("a",), kwargs=dict(max_new_tokens=8))
+            for m in models
+        ]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return time.perf_counter() - start
+
+    alone = min(seconds([gptx.load(path)]) for _ in range(3))
+    models = [gptx.load(path, threads=crowd) for _ in range(2)]
+    assert min(seconds(models) for _ in range(3)) < 20 * alone
 
 
 def test_an_idle_model_uses_no_processor(model):

@@ -126,7 +126,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end token")
     parser.add_argument("--threads", type=int, help="default: as many as the machine has cores")
-    parser.add_argument("--precision", help="how to compute; default what the weights are stored as")
+    parser.add_argument(
+        "--precision", help="how to compute; default what the weights are stored as"
+    )
     parser.add_argument("--json", action="store_true", help="the whole result as one JSON object")
 
 
