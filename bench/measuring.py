@@ -12,7 +12,7 @@ import numpy as np
 from gptx import _core
 
 _FLOPS_PER_STEP = 2 * 16 * 6  # a step of probe_fma: six chains of sixteen lanes
-_SETTLE_SECONDS = 0.005  # threads of a peer that spin after their work would slow down a yardstick
+_SETTLE_SECONDS = 0.1  # threads of a peer that spin after their work would slow down a yardstick
 
 
 class Yardsticks:

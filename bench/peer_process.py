@@ -1,4 +1,4 @@
-"""One peer in a process of its own: ``python peer_process.py TASK.json``, started by run.py.
+"""One variant in a process of its own: ``python peer_process.py TASK.json``, started by run.py.
 
 The task says what to do and where the reply goes. Phase "answer" writes the model in the peer's
 format and gives its logits and tokens for the check; phase "measure" times.
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from machine import process_memory
 from measuring import Yardsticks, seconds_of
-from peers import PEERS
+from peers import PEERS, REFERENCE, UnavailableError
 from workloads import Workload
 
 _LOADS_AFTERWARDS = 2
@@ -31,7 +32,10 @@ def main() -> None:
     peer_type = importlib.import_module(PEERS[task["peer"]].module).Peer
     import_seconds = time.perf_counter() - start
     if task["phase"] == "answer":
-        reply = answer(peer_type, workload, task)
+        try:
+            reply = answer(peer_type, workload, task)
+        except UnavailableError as error:
+            reply = {"unavailable": str(error)}
     else:
         reply = {"import_seconds": import_seconds, **measure(peer_type, workload, task)}
     Path(task["reply"]).write_text(json.dumps(reply))
@@ -39,14 +43,33 @@ def main() -> None:
 
 def answer(peer_type: Any, workload: Workload, task: dict[str, Any]) -> dict[str, Any]:
     """The results of the very calls that will be timed, and the logits of the longest prompt."""
-    path = peer_type.prepare(task["model"], Path(task["folder"]))
-    peer = peer_type(path, task["threads"])
+    path = peer_type.prepare(task["model"], Path(task["folder"]), task["variant"])
+    peer = peer_type(path, task["threads"], task["variant"])
     np.save(task["logits"], peer.logits(workload.prefill))
-    return {
-        "path": path,
-        "versions": peer_type.versions(),
-        "tokens": {name: generate(peer, workload, name) for name in _CALLS},
-    }
+    tokens = {name: generate(peer, workload, name) for name in _CALLS}
+    reply = {"path": path, "versions": peer_type.versions(), "tokens": tokens}
+    if task["key"] == REFERENCE:
+        reply["margins"] = {name: margins(peer, workload, name, tokens[name]) for name in _CALLS}
+    if task["trial"]:
+        reply["trial_seconds"] = {
+            name: seconds_of(lambda name=name: generate(peer, workload, name)) for name in _CALLS
+        }
+    return reply
+
+
+def margins(peer: Any, workload: Workload, name: str, tokens: list[list[int]]) -> list[list[float]]:
+    """How far the logit of each generated token is above the second largest."""
+    prompts, _ = _CALLS[name](workload)
+    return [
+        _top_margins(peer.logits([*prompt, *new])[len(prompt) - 1 : -1]).tolist()
+        for prompt, new in zip(prompts, tokens, strict=True)
+    ]
+
+
+def _top_margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest less the second largest of each row of [T, V]."""
+    second, first = np.partition(logits, (-2, -1), axis=1)[:, -2:].T
+    return first - second
 
 
 def measure(peer_type: Any, workload: Workload, task: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +78,7 @@ def measure(peer_type: Any, workload: Workload, task: dict[str, Any]) -> dict[st
 
     def load() -> Any:
         start = time.perf_counter()
-        peer = peer_type(task["path"], task["threads"])
+        peer = peer_type(task["path"], task["threads"], task["variant"])
         loads.append(time.perf_counter() - start)
         return peer
 

@@ -1,11 +1,12 @@
-"""The table of the README: gptx beside its peers on the same weights, prompts, threads and dtype.
+"""The tables of the README: gptx beside its peers on the same weights, prompts and threads.
 
-    python bench/run.py                          gpt2 shape, float32, every peer that is installed
-    python bench/run.py --shape gpt2-medium --threads 4 --json medium.json
-    python bench/run.py --model gpt2.gptx --peers transformers
+    python bench/run.py                          gpt2 shape, every peer that is installed
+    python bench/run.py --shape gpt2-medium --threads 4 --json medium.json --chart medium.png
+    python bench/run.py --model gpt2.gptx --peers transformers,ctranslate2:int8
+    python bench/run.py --from-json medium.json --chart medium.png
 
-Each peer runs in its own process, never beside another, and is checked before it is timed. How the
-figures are made is in bench/README.md.
+Each variant of a peer runs in its own process, never beside another, and is checked before it is
+timed. How the figures are made is in bench/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -22,15 +24,15 @@ from typing import Any
 
 import numpy as np
 
+import checking
 import machine
 import report as reporting
 import workloads
 from gptx import _core, modelfile
-from peers import PEERS, reason_to_skip
+from peers import PEERS, PRECISIONS, REFERENCE, VARIANTS, Variant, reason_to_skip, select
 
 _HERE = Path(__file__).parent
 _TIMEOUT_SECONDS = 3600
-_LOGIT_TOLERANCE = 1e-4
 
 
 class PeerFailedError(Exception):
@@ -39,54 +41,68 @@ class PeerFailedError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
-    with tempfile.TemporaryDirectory(prefix="gptx-bench-") as folder:
-        report = run(options, Path(folder))
-    path = options.json or default_json(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(reporting.table(report))
-    say(f"every sample: {path}")
-    return 1 if any("failed" in peer for peer in report["peers"].values()) else 0
+    if options.from_json:
+        report = json.loads(options.from_json.read_text())
+    else:
+        with tempfile.TemporaryDirectory(prefix="gptx-bench-") as folder:
+            report = run(options, Path(folder))
+        path = options.json or default_json(report)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        say(f"every sample: {path}")
+    print(reporting.tables(report))
+    if options.chart:
+        import chart  # matplotlib is needed for nothing else
+
+        say("chart: " + ", ".join(map(str, chart.draw(report, options.chart))))
+    return 1 if any("failed" in result for result in report["variants"].values()) else 0
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--shape", choices=workloads.SHAPES, default="gpt2", help="random weights")
-    model.add_argument("--model", type=Path, metavar="FILE", help="a .gptx file instead")
-    parser.add_argument("--dtype", choices=modelfile.DTYPES, default="float32", help="with --shape")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--shape", choices=workloads.SHAPES, default="gpt2", help="random weights")
+    source.add_argument("--model", type=Path, metavar="FILE", help="a .gptx file instead")
+    source.add_argument("--from-json", type=Path, metavar="FILE", help="show this, measure nothing")
     parser.add_argument("--threads", type=int, default=_core.usable_cpus())
     parser.add_argument("--repeat", type=int, default=3, help="rounds in each process")
-    parser.add_argument("--passes", type=int, default=2, help="processes of each peer, in turns")
+    parser.add_argument("--passes", type=int, default=2, help="processes of each variant, in turns")
     parser.add_argument(
-        "--peers", default=",".join(PEERS), help="comma-separated; gptx is always measured"
+        "--peers",
+        default=",".join(PEERS),
+        metavar="PEER[:VARIANT],...",
+        help=f"some of {', '.join(VARIANTS)}; gptx is always measured",
     )
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="PATH", help="default: in bench/results/")
+    parser.add_argument("--chart", type=Path, metavar="PATH", help="as PATH.png and PATH.svg")
     parser.add_argument("--quick", action="store_true", help="to try the script, not to measure")
     options = parser.parse_args(argv)
     for name in ("threads", "repeat", "passes"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    options.peers = [name for name in options.peers.split(",") if name]
-    for name in options.peers:
-        if name not in PEERS:
-            parser.error(f"--peers: expected some of {', '.join(PEERS)}, got {name!r}")
+    try:
+        options.variants = select(*(_names(text) for text in (options.peers, options.precisions)))
+    except ValueError as error:
+        parser.error(str(error))
     if options.quick:
         options.repeat, options.passes = min(options.repeat, 2), 1
     return options
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything the JSON holds."""
     model = options.model or folder / "random.gptx"
     if not options.model:
-        say(f"writing random {options.shape} weights as {options.dtype}")
+        say(f"writing random {options.shape} weights")
         config = workloads.config_named(options.shape)
-        modelfile.write(
-            model, config, workloads.RandomTensors(config), dtype=options.dtype, source="random"
-        )
+        modelfile.write(model, config, workloads.RandomTensors(config), source="random")
     header = modelfile.read(model, verify=False)
     workload = workloads.make_workload(header.config, quick=options.quick)
     settings = {
@@ -94,21 +110,18 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "dtype": header.dtype,
         **{name: getattr(options, name) for name in ("threads", "repeat", "passes", "quick")},
     }
-    names = ["gptx", *(name for name in PEERS if name in options.peers and name != "gptx")]
-    peers = {name: {"skipped": reason_to_skip(PEERS[name])} for name in names}
-    peers = {name: peer if peer["skipped"] else {} for name, peer in peers.items()}
-
     common = {
         "model": str(model),
         "workload": dataclasses.asdict(workload),
         **{name: settings[name] for name in ("threads", "repeat", "quick")},
     }
-    check_peers(peers, common, folder)
-    measure_peers(peers, common, options.passes, folder)
-    for peer in peers.values():
-        if "rounds" in peer and "failed" not in peer:
-            figures = reporting.figures(header.config, workload, peer)
-            peer["figures"] = {name: dataclasses.asdict(f) for name, f in figures.items()}
+    results = check_variants(options.variants, common, folder)
+    measure_variants(results, common, options.passes, folder)
+    for key, result in results.items():
+        if "rounds" in result and "failed" not in result:
+            storage = VARIANTS[key].storage
+            figures = reporting.figures(header.config, storage, workload, result)
+            result["figures"] = {name: dataclasses.asdict(f) for name, f in figures.items()}
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine.describe_machine(),
@@ -117,83 +130,123 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "config": header.config.to_dict(),
         "parameters": header.config.n_params,
         "workload": dataclasses.asdict(workload),
-        "peers": peers,
+        "variants": results,
     }
 
 
-def check_peers(peers: dict[str, Any], common: dict[str, Any], folder: Path) -> None:
-    """Has every peer answer the workload and compares with gptx, the first of them."""
-    for name, peer in peers.items():
-        if "skipped" in peer:
+def check_variants(
+    variants: list[Variant], common: dict[str, Any], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Has every variant answer the workload and compares with the reference.
+
+    Returns:
+        Of each variant what the JSON holds so far; "skipped" or "failed" where it is not timed.
+    """
+    reference = answer(VARIANTS[REFERENCE], {}, common, folder)
+    if "tokens" not in reference:
+        raise SystemExit(f"{REFERENCE}: {reference}")
+    results = {}
+    for variant in variants:
+        result: dict[str, Any] = {"precision": variant.precision}
+        reason = reason_to_skip(PEERS[variant.peer])
+        if reason:
+            results[variant.key] = result | {"skipped": reason}
             continue
-        own = folder / name
-        own.mkdir()
-        say(f"{name}: checking")
-        task = {"peer": name, "phase": "answer", "folder": str(own), "logits": str(own / "x.npy")}
-        try:
-            answer = call_peer({**common, **task}, own)
-        except PeerFailedError as error:
-            if name == "gptx":
-                raise SystemExit(f"gptx failed: {error}") from None
-            peer["failed"] = str(error)
-            continue
-        peer.update(answer, logits=task["logits"])
-        if name != "gptx":
-            peer["check"] = compare(peer, peers["gptx"])
-            if not peer["check"]["passed"]:
-                peer["failed"] = "its results are not those of gptx; not timed"
+        tries = []
+        for setting in variant.settings:
+            found = answer(variant, setting, common, folder)
+            if "tokens" in found:
+                found["check"] = compare(variant, found, reference)
+                if not found["check"]["passed"]:
+                    found["failed"] = "its results are not those of gptx; not timed"
+            tries.append(found)
+        results[variant.key] = result | min(tries, key=_trial_score)
+    return results
 
 
-def compare(peer: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """Passed where every logit is close and all greedy tokens are equal."""
-    ours, theirs = (np.load(p["logits"], mmap_mode="r") for p in (reference, peer))
-    difference = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else np.inf
-    tolerance = _LOGIT_TOLERANCE * max(1.0, float(np.abs(ours).max()))
-    tokens_equal = peer["tokens"] == reference["tokens"]
-    return {
-        "max_logit_difference": difference,
-        "tolerance": tolerance,
-        "tokens_equal": tokens_equal,
-        "passed": bool(difference <= tolerance and tokens_equal),
+def answer(
+    variant: Variant, setting: dict[str, str], common: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The reply of phase "answer", or why there is none."""
+    own = folder / variant.peer
+    own.mkdir(exist_ok=True)
+    named = " ".join(f"{name}={value}" for name, value in setting.items())
+    say(f"{variant.key}: checking {named}".rstrip())
+    logits = folder / f"{variant.key}.npy"
+    task = {
+        "phase": "answer",
+        "folder": str(own),
+        "logits": str(logits),
+        "trial": len(variant.settings) > 1,
     }
+    try:
+        reply = call_peer(variant, {**common, **task}, setting, folder)
+    except PeerFailedError as error:
+        return {"setting": setting, "failed": str(error)}
+    if "unavailable" in reply:
+        return {"skipped": reply["unavailable"]}
+    return {"setting": setting, "logits": logits, **reply}
 
 
-def measure_peers(peers: dict[str, Any], common: dict[str, Any], passes: int, folder: Path) -> None:
-    """Times the peers in turns, so that a slow minute of the machine does not fall on one alone."""
+def compare(variant: Variant, found: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """The check of one answer; its logits are read for the last time."""
+    logits = np.load(found["logits"])
+    if variant.key != REFERENCE:
+        found["logits"].unlink()
+    return checking.compare(
+        variant.precision,
+        logits,
+        found["tokens"],
+        np.load(reference["logits"], mmap_mode="r"),
+        reference["tokens"],
+        reference["margins"],
+    )
+
+
+def _trial_score(found: dict[str, Any]) -> float:
+    """Less is better: the geometric mean of the seconds of the calls; what failed comes last."""
+    if "failed" in found or "skipped" in found:
+        return math.inf
+    seconds = found.get("trial_seconds", {}).values()
+    return math.prod(seconds) ** (1 / max(1, len(seconds)))
+
+
+def measure_variants(
+    results: dict[str, dict[str, Any]], common: dict[str, Any], passes: int, folder: Path
+) -> None:
+    """Times them in turns, so that a slow minute of the machine does not fall on one alone."""
     for i in range(passes):
-        for name, peer in peers.items():
-            if "skipped" in peer or "failed" in peer:
+        for key, result in results.items():
+            if "skipped" in result or "failed" in result:
                 continue
-            say(f"{name}: measuring, {i + 1} of {passes}")
-            task = {
-                "peer": name,
-                "phase": "measure",
-                "path": peer["path"],
-                "tokens": peer["tokens"],
-            }
+            say(f"{key}: measuring, {i + 1} of {passes}")
+            task = {"phase": "measure", "path": result["path"], "tokens": result["tokens"]}
             try:
-                result = call_peer({**common, **task}, folder / name)
+                found = call_peer(VARIANTS[key], {**common, **task}, result["setting"], folder)
             except PeerFailedError as error:
-                peer["failed"] = str(error)
+                result["failed"] = str(error)
                 continue
-            for key, samples in result.items():
+            for name, samples in found.items():
                 kept = samples if isinstance(samples, list) else [samples]
-                peer[key] = peer.get(key, []) + kept
-    for peer in peers.values():  # of the check only; the files are about to go
-        for key in ("path", "logits", "tokens"):
-            peer.pop(key, None)
+                result[name] = result.get(name, []) + kept
+    for result in results.values():  # of the check only; the files are about to go
+        for name in ("path", "logits", "tokens", "margins"):
+            result.pop(name, None)
 
 
-def call_peer(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Runs one phase of one peer in a new process and waits for it."""
+def call_peer(
+    variant: Variant, task: dict[str, Any], setting: dict[str, str], folder: Path
+) -> dict[str, Any]:
+    """Runs one phase of one variant in a new process and waits for it."""
     request, reply = folder / "task.json", folder / "reply.json"
     reply.unlink(missing_ok=True)
-    request.write_text(json.dumps({**task, "reply": str(reply)}))
+    named = {"key": variant.key, "peer": variant.peer, "variant": variant.name}
+    request.write_text(json.dumps({**named, **task, "reply": str(reply)}))
     command = [sys.executable, str(_HERE / "peer_process.py"), str(request)]
     try:
         done = subprocess.run(
             command,
-            env=machine.environment_for(task["threads"]),
+            env=machine.environment_for(task["threads"]) | setting,
             stderr=subprocess.PIPE,
             text=True,
             timeout=_TIMEOUT_SECONDS,
@@ -210,7 +263,7 @@ def call_peer(task: dict[str, Any], folder: Path) -> dict[str, Any]:
 def default_json(report: dict[str, Any]) -> Path:
     settings = report["settings"]
     stamp = report["time"][:19].replace(":", "").replace("-", "")
-    name = f"{stamp}-{settings['name']}-{settings['dtype']}-{settings['threads']}threads.json"
+    name = f"{stamp}-{settings['name']}-{settings['threads']}threads.json"
     return _HERE / "results" / name
 
 

@@ -15,8 +15,6 @@ from gptx import modelfile
 from gptx.config import GPTConfig
 from gptx.model import demo_path
 
-FLOAT32_BYTES = 4
-
 _SHAPES = {
     "gpt2": (50257, 1024, 12, 12, 768),
     "gpt2-medium": (50257, 1024, 24, 16, 1024),
@@ -70,6 +68,21 @@ class RandomTensors(Mapping[str, NDArray[np.float32]]):
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How a peer keeps what a decode step reads, in bytes.
+
+    Attributes:
+        weight: of each weight of a matrix, the scale of its block included.
+        row: of each output channel of a matrix besides: its scale, its sum.
+        cache: of each cached key or value.
+    """
+
+    weight: float
+    row: float = 0
+    cache: float = 4
+
+
+@dataclass(frozen=True)
 class Workload:
     """Prompts as token ids, and how many tokens are decoded after the first one.
 
@@ -118,13 +131,16 @@ def prefill_flops(config: GPTConfig, tokens: int) -> float:
     return 2.0 * block_weights(config) * tokens + attention + 2 * head_weights(config)
 
 
-def step_bytes(config: GPTConfig, contexts: list[float]) -> float:
-    """What one decode step reads: every weight once, and K and V of each sequence's context.
+def rows(config: GPTConfig) -> int:
+    """Output channels of all matrices, lm_head's included."""
+    return config.n_layer * (5 * config.n_embd + config.n_inner) + config.vocab_size
 
-    Every dtype is float32 in memory in this version, so a weight is four bytes.
-    """
+
+def step_bytes(config: GPTConfig, storage: Storage, contexts: list[float]) -> float:
+    """What one decode step reads: every weight once, and K and V of each sequence's context."""
+    weights = block_weights(config) + head_weights(config)
     cached = sum(2 * config.n_layer * config.n_embd * context for context in contexts)
-    return FLOAT32_BYTES * (block_weights(config) + head_weights(config) + cached)
+    return storage.weight * weights + storage.row * rows(config) + storage.cache * cached
 
 
 def step_flops(config: GPTConfig, contexts: list[float]) -> float:

@@ -1,42 +1,113 @@
 """What gptx is measured beside. A peer is one module here with a class `Peer`:
 
-- ``Peer.prepare(model_path, folder)`` writes the weights of a ``.gptx`` file in the peer's own
-  format and returns its path; untimed;
-- ``Peer(path, threads)`` loads them, ready to generate; timed;
+- ``Peer.prepare(model_path, folder, variant)`` writes the weights of a ``.gptx`` file in the peer's
+  own format and returns its path; variants may share what lies in the folder; untimed;
+- ``Peer(path, threads, variant)`` loads it, ready to generate; timed;
 - ``generate(prompts, n)`` gives the n greedy tokens of each prompt, none ended early; timed;
 - ``logits(ids)`` gives float32 [T, V]; for the check;
 - ``Peer.versions()`` names what ran.
+
+A variant that this machine cannot run raises `UnavailableError` in ``prepare``.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from workloads import Storage
+
+PRECISIONS = ("float32", "bfloat16", "int8", "int4")
+"""What the weights are read as, in the order of the tables."""
+
+REFERENCE = "gptx:float32"
+"""Every other variant is checked against this one."""
+
+
+class UnavailableError(Exception):
+    """This variant cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
 class PeerEntry:
-    """Where a peer is implemented and what it needs; ``module`` is "" where there is none yet."""
+    """Where a peer is implemented, the modules it needs and the command that installs them."""
 
-    module: str = ""
+    module: str
     requires: tuple[str, ...] = ()
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a peer; a column of the table.
+
+    Attributes:
+        peer, name: together ``peer:name``, as ``--peers`` takes it.
+        precision: the group of the table, one of `PRECISIONS`.
+        storage: what a decode step reads, for the share of the bandwidth.
+        settings: environments to try; the fastest whose results pass the check is measured.
+    """
+
+    peer: str
+    name: str
+    precision: str
+    storage: Storage
+    settings: tuple[Mapping[str, str], ...] = ({},)
+
+    @property
+    def key(self) -> str:
+        return f"{self.peer}:{self.name}"
 
 
 PEERS = {
     "gptx": PeerEntry("peers.gptx_peer"),
-    "transformers": PeerEntry("peers.transformers_peer", ("torch", "transformers", "safetensors")),
-    "llama.cpp": PeerEntry(),
-    "ctranslate2": PeerEntry(),
-    "onnxruntime": PeerEntry(),
-    "openvino": PeerEntry(),
+    "transformers": PeerEntry(
+        "peers.transformers_peer",
+        ("torch", "transformers", "safetensors"),
+        "pip install torch transformers safetensors",
+    ),
 }
+
+_SCALE = 4  # bytes of a float32 scale
+
+VARIANTS = {
+    variant.key: variant
+    for variant in (
+        Variant("gptx", "float32", "float32", Storage(4)),
+        Variant("gptx", "bfloat16", "bfloat16", Storage(2)),
+        Variant("gptx", "int8", "int8", Storage(1, row=2 * _SCALE)),
+        Variant("gptx", "int8-fast", "int8", Storage(1, row=2 * _SCALE)),
+        Variant("transformers", "float32", "float32", Storage(4)),
+        Variant("transformers", "float32-compiled", "float32", Storage(4)),
+        Variant("transformers", "bfloat16", "bfloat16", Storage(2, cache=2)),
+    )
+}
+"""Every column there is, gptx first, in the order of the tables."""
+
+
+def select(peers: Iterable[str], precisions: Iterable[str]) -> list[Variant]:
+    """The variants named by peers or ``peer:variant``, and all of gptx, of these precisions.
+
+    Raises:
+        ValueError: a name is not known; the message says which are.
+    """
+    chosen = {"gptx", *peers}
+    known = {*PEERS, *VARIANTS}
+    for name in chosen - known:
+        names = ", ".join([*PEERS, *VARIANTS])
+        raise ValueError(f"--peers: expected some of {names}, got {name!r}")
+    precisions = set(precisions)
+    for name in precisions - set(PRECISIONS):
+        raise ValueError(f"--precisions: expected some of {', '.join(PRECISIONS)}, got {name!r}")
+    return [
+        variant
+        for variant in VARIANTS.values()
+        if variant.precision in precisions and chosen & {variant.peer, variant.key}
+    ]
 
 
 def reason_to_skip(entry: PeerEntry) -> str:
     """Why a peer cannot be measured here, or "" if it can."""
-    if not entry.module:
-        return "not part of this version"
     missing = [name for name in entry.requires if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"not installed: {', '.join(missing)} (pip install 'gptx[bench]')"
-    return ""
+    return f"not installed: {', '.join(missing)} ({entry.install})" if missing else ""

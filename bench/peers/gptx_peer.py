@@ -9,16 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gptx
+from gptx import modelfile
+from peers.weights import canonical_weights
+
+_DTYPES = {"int8-fast": "int8"}  # of the file, where it is not the name of the variant
+_OPTIONS = {"int8-fast": {"precision": "int8-fast"}}  # the others are what their file is
 
 
 class Peer:
-    def __init__(self, path: str, threads: int) -> None:
-        self._model = gptx.load(path, threads=threads)
+    def __init__(self, path: str, threads: int, variant: str) -> None:
+        self._model = gptx.load(path, threads=threads, **_OPTIONS.get(variant, {}))
 
     @staticmethod
-    def prepare(model_path: str, folder: Path) -> str:
-        del folder  # the file is its own format
-        return model_path
+    def prepare(model_path: str, folder: Path, variant: str) -> str:
+        dtype = _DTYPES.get(variant, variant)
+        path = folder / f"{dtype}.gptx"
+        if not path.exists():
+            config, weights = canonical_weights(model_path)
+            modelfile.write(path, config, weights, dtype=dtype, source="the benchmark's weights")
+        return str(path)
 
     @staticmethod
     def versions() -> dict[str, str]:

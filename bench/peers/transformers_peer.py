@@ -1,4 +1,4 @@
-"""transformers' GPT2LMHeadModel in torch's eager mode, float32, as its users run it.
+"""transformers' GPT2LMHeadModel in torch: eager in float32 and bfloat16, compiled in float32.
 
 Greedy decoding is a plain loop on the model and its cache: `generate` of transformers does the same
 and adds its own bookkeeping to every token, so this is the faster way.
@@ -6,6 +6,7 @@ and adds its own bookkeeping to every token, so this is the faster way.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,46 +15,42 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import Cache, DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
 
-from gptx import modelfile
+from gptx.config import GPTConfig
+from peers import UnavailableError
+from peers.weights import canonical_weights, pad_left
+
+_COMPILED = "float32-compiled"
 
 
 class Peer:
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, variant: str) -> None:
         torch.set_num_threads(threads)
-        self._model = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
+        dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
+        self._model = GPT2LMHeadModel.from_pretrained(path, dtype=dtype).eval()
+        self._compiled = variant == _COMPILED
+        if self._compiled:
+            self._model.forward = torch.compile(self._model.forward, dynamic=False)
 
     @staticmethod
-    def prepare(model_path: str, folder: Path) -> str:
-        """A Hugging Face folder with the weights as gptx computes with them, in float32."""
-        model = modelfile.read(model_path)
-        config = model.config
-        state = {}
-        for name in modelfile.canonical_shapes(config):
-            value = model.weight(name)
-            if value.ndim == 2 and (".attn." in name or ".mlp." in name):
-                value = value.T  # transformers keeps these matrices as [in, out]
-            key = name if name.startswith("lm_head") else f"transformer.{name}"
-            state[key] = torch.from_numpy(np.array(value, order="C"))
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        GPT2Config(
-            architectures=["GPT2LMHeadModel"],
-            vocab_size=config.vocab_size,
-            n_positions=config.block_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            n_inner=config.n_inner,
-            activation_function=config.activation,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            scale_attn_weights=config.scale_attn_weights,
-            scale_attn_by_inverse_layer_idx=config.scale_attn_by_inverse_layer_idx,
-            tie_word_embeddings=config.tie_word_embeddings,
-            bos_token_id=None,
-            eos_token_id=None,
-        ).save_pretrained(folder)
-        return str(folder)
+    def prepare(model_path: str, folder: Path, variant: str) -> str:
+        """A Hugging Face folder with the weights in float32, the same for every variant."""
+        if variant == _COMPILED and not (shutil.which("g++") or shutil.which("clang++")):
+            raise UnavailableError("torch.compile needs a C++ compiler")
+        path = folder / "float32"
+        if not path.exists():
+            path.mkdir()
+            config, weights = canonical_weights(model_path)
+            state = {}
+            for name, value in weights.items():
+                if value.ndim == 2 and (".attn." in name or ".mlp." in name):
+                    value = value.T  # transformers keeps these matrices as [in, out]
+                key = name if name.startswith("lm_head") else f"transformer.{name}"
+                state[key] = torch.from_numpy(np.array(value, order="C"))
+            save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+            _config(config).save_pretrained(path)
+        return str(path)
 
     @staticmethod
     def versions() -> dict[str, str]:
@@ -61,11 +58,11 @@ class Peer:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], n: int) -> list[list[int]]:
-        ids, mask = _pad_left(prompts)
+        ids, mask = map(torch.from_numpy, pad_left(prompts))
         positions = mask.cumsum(1) - 1
         positions.clamp_(min=0)
         ragged = not bool(mask.all())
-        cache = DynamicCache(config=self._model.config)
+        cache = self._new_cache(ids.shape[1] + n)
         chosen = []
         while True:
             out = self._model(
@@ -85,15 +82,29 @@ class Peer:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        return self._model(input_ids=torch.tensor([list(ids)])).logits[0].numpy()
+        return self._model(input_ids=torch.tensor([list(ids)])).logits[0].float().numpy()
+
+    def _new_cache(self, capacity: int) -> Cache:
+        """A compiled step needs shapes that stay; an eager one is faster on a cache that grows."""
+        if self._compiled:
+            return StaticCache(config=self._model.config, max_cache_len=capacity)
+        return DynamicCache(config=self._model.config)
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask [B, T]; 1 in the mask where an id is real."""
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
+def _config(config: GPTConfig) -> GPT2Config:
+    return GPT2Config(
+        architectures=["GPT2LMHeadModel"],
+        vocab_size=config.vocab_size,
+        n_positions=config.block_size,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        n_inner=config.n_inner,
+        activation_function=config.activation,
+        layer_norm_epsilon=config.layer_norm_epsilon,
+        scale_attn_weights=config.scale_attn_weights,
+        scale_attn_by_inverse_layer_idx=config.scale_attn_by_inverse_layer_idx,
+        tie_word_embeddings=config.tie_word_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
