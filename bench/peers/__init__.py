@@ -67,9 +67,11 @@ PEERS = {
         ("torch", "transformers", "safetensors"),
         "pip install torch transformers safetensors",
     ),
+    "ctranslate2": PeerEntry("peers.ctranslate2_peer", ("ctranslate2",), "pip install ctranslate2"),
 }
 
 _SCALE = 4  # bytes of a float32 scale
+_MKL = ({"CT2_USE_MKL": "0"}, {"CT2_USE_MKL": "1"})
 
 VARIANTS = {
     variant.key: variant
@@ -81,6 +83,8 @@ VARIANTS = {
         Variant("transformers", "float32", "float32", Storage(4)),
         Variant("transformers", "float32-compiled", "float32", Storage(4)),
         Variant("transformers", "bfloat16", "bfloat16", Storage(2, cache=2)),
+        Variant("ctranslate2", "float32", "float32", Storage(4), _MKL),
+        Variant("ctranslate2", "int8", "int8", Storage(1, row=_SCALE), _MKL),
     )
 }
 """Every column there is, gptx first, in the order of the tables."""
