@@ -67,11 +67,17 @@ PEERS = {
         ("torch", "transformers", "safetensors"),
         "pip install torch transformers safetensors",
     ),
+    "llama.cpp": PeerEntry(
+        "peers.llama_cpp_peer",
+        ("llama_cpp", "gguf"),
+        "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf",
+    ),
     "ctranslate2": PeerEntry("peers.ctranslate2_peer", ("ctranslate2",), "pip install ctranslate2"),
 }
 
 _SCALE = 4  # bytes of a float32 scale
 _MKL = ({"CT2_USE_MKL": "0"}, {"CT2_USE_MKL": "1"})
+_FLASH = ({"LLAMA_ARG_FLASH_ATTN": "off"}, {"LLAMA_ARG_FLASH_ATTN": "on"})
 
 VARIANTS = {
     variant.key: variant
@@ -83,6 +89,10 @@ VARIANTS = {
         Variant("transformers", "float32", "float32", Storage(4)),
         Variant("transformers", "float32-compiled", "float32", Storage(4)),
         Variant("transformers", "bfloat16", "bfloat16", Storage(2, cache=2)),
+        Variant("llama.cpp", "f32", "float32", Storage(4), _FLASH),
+        Variant("llama.cpp", "bf16", "bfloat16", Storage(2, cache=2), _FLASH),
+        Variant("llama.cpp", "q8_0", "int8", Storage(34 / 32, cache=2), _FLASH),
+        Variant("llama.cpp", "q4_0", "int4", Storage(18 / 32, cache=2), _FLASH),
         Variant("ctranslate2", "float32", "float32", Storage(4), _MKL),
         Variant("ctranslate2", "int8", "int8", Storage(1, row=_SCALE), _MKL),
     )
