@@ -73,6 +73,9 @@ PEERS = {
         "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python gguf",
     ),
     "ctranslate2": PeerEntry("peers.ctranslate2_peer", ("ctranslate2",), "pip install ctranslate2"),
+    "onnxruntime": PeerEntry(
+        "peers.onnxruntime_peer", ("onnx", "onnxruntime"), "pip install onnx onnxruntime"
+    ),
 }
 
 _SCALE = 4  # bytes of a float32 scale
@@ -95,6 +98,10 @@ VARIANTS = {
         Variant("llama.cpp", "q4_0", "int4", Storage(18 / 32, cache=2), _FLASH),
         Variant("ctranslate2", "float32", "float32", Storage(4), _MKL),
         Variant("ctranslate2", "int8", "int8", Storage(1, row=_SCALE), _MKL),
+        Variant("onnxruntime", "float32", "float32", Storage(4)),
+        Variant("onnxruntime", "int8-dynamic", "int8", Storage(1, row=_SCALE)),
+        Variant("onnxruntime", "int8-blocks", "int8", Storage(1 + _SCALE / 32)),
+        Variant("onnxruntime", "int4-blocks", "int4", Storage(0.5 + _SCALE / 32)),
     )
 }
 """Every column there is, gptx first, in the order of the tables."""
