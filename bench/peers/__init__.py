@@ -76,6 +76,7 @@ PEERS = {
     "onnxruntime": PeerEntry(
         "peers.onnxruntime_peer", ("onnx", "onnxruntime"), "pip install onnx onnxruntime"
     ),
+    "openvino": PeerEntry("peers.openvino_peer", ("openvino",), "pip install openvino"),
 }
 
 _SCALE = 4  # bytes of a float32 scale
@@ -102,6 +103,10 @@ VARIANTS = {
         Variant("onnxruntime", "int8-dynamic", "int8", Storage(1, row=_SCALE)),
         Variant("onnxruntime", "int8-blocks", "int8", Storage(1 + _SCALE / 32)),
         Variant("onnxruntime", "int4-blocks", "int4", Storage(0.5 + _SCALE / 32)),
+        Variant("openvino", "float32", "float32", Storage(4)),
+        Variant("openvino", "bfloat16", "bfloat16", Storage(2, cache=2)),
+        Variant("openvino", "int8", "int8", Storage(1, row=_SCALE)),
+        Variant("openvino", "int4", "int4", Storage(0.5 + _SCALE / 128)),
     )
 }
 """Every column there is, gptx first, in the order of the tables."""
