@@ -1,7 +1,8 @@
 """transformers' GPT2LMHeadModel in torch: eager in float32 and bfloat16, compiled in float32.
 
 Greedy decoding is a plain loop on the model and its cache: `generate` of transformers does the same
-and adds its own bookkeeping to every token, so this is the faster way.
+and adds its own bookkeeping to every token, so this is the faster way. Compiled are, as there, the
+steps after the prompt; they are compiled in the warm-up, not in the time to load.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ class Peer:
         dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
         self._model = GPT2LMHeadModel.from_pretrained(path, dtype=dtype).eval()
         self._compiled = variant == _COMPILED
-        if self._compiled:
-            self._model.forward = torch.compile(self._model.forward, dynamic=False)
+        self._step = torch.compile(self._model, dynamic=False) if self._compiled else self._model
+        self._caches: dict[tuple[int, int], StaticCache] = {}
 
     @staticmethod
     def prepare(model_path: str, folder: Path, variant: str) -> str:
         """A Hugging Face folder with the weights in float32, the same for every variant."""
         if variant == _COMPILED and not (shutil.which("g++") or shutil.which("clang++")):
             raise UnavailableError("torch.compile needs a C++ compiler")
+        if variant == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise UnavailableError("torch takes minutes for a prompt in bfloat16 on this CPU")
         path = folder / "float32"
         if not path.exists():
             path.mkdir()
@@ -59,17 +62,20 @@ class Peer:
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], n: int) -> list[list[int]]:
         ids, mask = map(torch.from_numpy, pad_left(prompts))
-        positions = mask.cumsum(1) - 1
-        positions.clamp_(min=0)
+        batch, width = ids.shape
+        positions = (mask.cumsum(1) - 1).clamp_(min=0)
         ragged = not bool(mask.all())
-        cache = self._new_cache(ids.shape[1] + n)
-        chosen = []
+        mask = torch.cat([mask, mask.new_ones(batch, n)], dim=1)
+        cache = self._new_cache(batch, width + n)
+        chosen: list[torch.Tensor] = []
+        step = self._model
         while True:
-            out = self._model(
-                input_ids=ids,
-                attention_mask=mask if ragged else None,
+            seen = width + n if self._compiled else width + len(chosen)
+            out = step(
+                ids,
+                cache,
+                attention_mask=mask[:, :seen] if ragged else None,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -77,18 +83,25 @@ class Peer:
             chosen.append(ids)
             if len(chosen) == n:
                 return torch.cat(chosen, dim=1).tolist()
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             positions = positions[:, -1:] + 1
+            step = self._step
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        return self._model(input_ids=torch.tensor([list(ids)])).logits[0].float().numpy()
+        return self._model(torch.tensor([list(ids)])).logits[0].float().numpy()
 
-    def _new_cache(self, capacity: int) -> Cache:
-        """A compiled step needs shapes that stay; an eager one is faster on a cache that grows."""
-        if self._compiled:
-            return StaticCache(config=self._model.config, max_cache_len=capacity)
-        return DynamicCache(config=self._model.config)
+    def _new_cache(self, batch: int, capacity: int) -> Cache:
+        """Empty. A compiled step wants the same buffers each time; eager is faster with what grows.
+
+        The positions of a static cache that are not filled yet are hidden by the causal mask.
+        """
+        if not self._compiled:
+            return DynamicCache(config=self._model.config)
+        if (batch, capacity) not in self._caches:
+            cache = StaticCache(config=self._model.config, max_cache_len=capacity)
+            self._caches[batch, capacity] = cache
+        self._caches[batch, capacity].reset()
+        return self._caches[batch, capacity]
 
 
 def _config(config: GPTConfig) -> GPT2Config:
