@@ -200,6 +200,7 @@ def compare(variant: Variant, found: dict[str, Any], reference: dict[str, Any]) 
         np.load(reference["logits"], mmap_mode="r"),
         reference["tokens"],
         reference["margins"],
+        variant.logit_tolerance,
     )
 
 

@@ -75,21 +75,16 @@ def measured():
 
 def test_the_tables_and_every_sample_are_written_and_shown_again(tmp_path):
     path = tmp_path / "out.json"
-    peers = "transformers:float32,transformers:bfloat16"
-    chosen = ("--peers", peers, "--precisions", "float32,bfloat16")
+    chosen = ("--peers", "transformers:float32", "--precisions", "float32,bfloat16")
     first = bench("--shape", "tiny", "--quick", "--json", path, *chosen)
     assert first.returncode == 0, first.stderr
     for row in ("prefill", "first token", "decode, batch 1", "share of the read", "load"):
         assert first.stdout.count(f"| {row}") + first.stdout.count(f"| · {row}") == 2
     found = json.loads(path.read_text())["variants"]
-    assert list(found) == [
-        *("gptx:float32", "gptx:bfloat16"),
-        *("transformers:float32", "transformers:bfloat16"),
-    ]
+    assert list(found) == ["gptx:float32", "gptx:bfloat16", "transformers:float32"]
     for variant in found.values():
         assert variant["check"]["passed"]
         assert len(variant["rounds"]) == 2
-        assert variant["figures"]["decode_tokens_per_second"]["low"] is not None
     again = bench("--from-json", path)
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout
@@ -180,6 +175,7 @@ def check(precision, logits, tokens, margins=((1.0, 1.0, 1.0),)):
         reference,
         {"call": [[1, 2, 3]]},
         {"call": [list(margin) for margin in margins]},
+        1e-4,
     )
 
 
@@ -223,7 +219,7 @@ def test_another_model_is_not_taken_for_a_rounded_one():
 
 def test_logits_of_another_shape_fail():
     logits = np.zeros((2, 3), dtype=np.float32)
-    found = checking.compare("int8", logits[:1], {}, logits, {}, {})
+    found = checking.compare("int8", logits[:1], {}, logits, {}, {}, 1e-4)
     assert not found["passed"]
 
 

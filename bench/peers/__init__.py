@@ -47,6 +47,7 @@ class Variant:
         precision: the group of the table, one of `PRECISIONS`.
         storage: what a decode step reads, for the share of the bandwidth.
         settings: environments to try; the fastest whose results pass the check is measured.
+        logit_tolerance: how far its logits may be off in float32, relative to the largest.
     """
 
     peer: str
@@ -54,6 +55,7 @@ class Variant:
     precision: str
     storage: Storage
     settings: tuple[Mapping[str, str], ...] = ({},)
+    logit_tolerance: float = 1e-4
 
     @property
     def key(self) -> str:
@@ -79,6 +81,7 @@ PEERS = {
     "openvino": PeerEntry("peers.openvino_peer", ("openvino",), "pip install openvino"),
 }
 
+_GELU_TABLE = 1e-3  # llama.cpp looks GELU up in a table of float16
 _SCALE = 4  # bytes of a float32 scale
 _MKL = ({"CT2_USE_MKL": "0"}, {"CT2_USE_MKL": "1"})
 _FLASH = ({"LLAMA_ARG_FLASH_ATTN": "off"}, {"LLAMA_ARG_FLASH_ATTN": "on"})
@@ -93,7 +96,7 @@ VARIANTS = {
         Variant("transformers", "float32", "float32", Storage(4)),
         Variant("transformers", "float32-compiled", "float32", Storage(4)),
         Variant("transformers", "bfloat16", "bfloat16", Storage(2, cache=2)),
-        Variant("llama.cpp", "f32", "float32", Storage(4), _FLASH),
+        Variant("llama.cpp", "f32", "float32", Storage(4), _FLASH, _GELU_TABLE),
         Variant("llama.cpp", "bf16", "bfloat16", Storage(2, cache=2), _FLASH),
         Variant("llama.cpp", "q8_0", "int8", Storage(34 / 32, cache=2), _FLASH),
         Variant("llama.cpp", "q4_0", "int4", Storage(18 / 32, cache=2), _FLASH),
@@ -105,8 +108,8 @@ VARIANTS = {
         Variant("onnxruntime", "int4-blocks", "int4", Storage(0.5 + _SCALE / 32)),
         Variant("openvino", "float32", "float32", Storage(4)),
         Variant("openvino", "bfloat16", "bfloat16", Storage(2, cache=2)),
-        Variant("openvino", "int8", "int8", Storage(1, row=_SCALE)),
-        Variant("openvino", "int4", "int4", Storage(0.5 + _SCALE / 128)),
+        Variant("openvino", "int8", "int8", Storage(1, row=_SCALE, cache=1)),
+        Variant("openvino", "int4", "int4", Storage(0.5 + _SCALE / 128, cache=1)),
     )
 }
 """Every column there is, gptx first, in the order of the tables."""

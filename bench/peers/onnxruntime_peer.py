@@ -16,6 +16,7 @@ from peers.weights import canonical_weights
 class Peer:
     def __init__(self, path: str, threads: int, variant: str) -> None:
         del variant  # the file says it
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
