@@ -96,6 +96,7 @@ def _panel(
         text = f"{median:.1f}" if median < 100 else f"{median:.0f}"
         axis.text(end + 0.015 * most, place, text, va="center", fontsize=8, color=_QUIET)
     axis.set_xlim(0, 1.16 * most)
+    axis.locator_params(axis="x", nbins=4)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False, colors=_QUIET)
 
