@@ -52,7 +52,7 @@ def answer(peer_type: Any, workload: Workload, task: dict[str, Any]) -> dict[str
         reply["margins"] = {name: margins(peer, workload, name, tokens[name]) for name in _CALLS}
     if task["trial"]:
         reply["trial_seconds"] = {
-            name: seconds_of(lambda name=name: generate(peer, workload, name)) for name in _CALLS
+            name: least_seconds(peer, workload, name, task["repeat"]) for name in _CALLS
         }
     return reply
 
@@ -145,6 +145,11 @@ def one_round(
     times["batch_read_after"] = yardsticks.read()
     times["batch_fma_after"] = yardsticks.fma()
     return times
+
+
+def least_seconds(peer: Any, workload: Workload, name: str, repeat: int) -> float:
+    """Of a call that has run before."""
+    return min(seconds_of(lambda: generate(peer, workload, name)) for _ in range(repeat))
 
 
 def check(tokens: list[list[int]], expected: list[list[int]], name: str) -> None:
