@@ -90,9 +90,9 @@ VARIANTS = {
     variant.key: variant
     for variant in (
         Variant("gptx", "float32", "float32", Storage(4)),
-        Variant("gptx", "bfloat16", "bfloat16", Storage(2)),
-        Variant("gptx", "int8", "int8", Storage(1, row=2 * _SCALE)),
-        Variant("gptx", "int8-fast", "int8", Storage(1, row=2 * _SCALE)),
+        Variant("gptx", "bfloat16", "bfloat16", Storage(2, cache=2)),
+        Variant("gptx", "int8", "int8", Storage(1, row=2 * _SCALE, cache=2)),
+        Variant("gptx", "int8-fast", "int8", Storage(1, row=2 * _SCALE, cache=2)),
         Variant("transformers", "float32", "float32", Storage(4)),
         Variant("transformers", "float32-compiled", "float32", Storage(4)),
         Variant("transformers", "bfloat16", "bfloat16", Storage(2, cache=2)),
