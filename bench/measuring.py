@@ -11,7 +11,7 @@ import numpy as np
 
 from gptx import _core
 
-_FLOPS_PER_STEP = 2 * 16 * 6  # a step of probe_fma: six chains of sixteen lanes
+_TRIAL_STEPS = 500_000
 _SETTLE_SECONDS = 0.1  # threads of a peer that spin after their work would slow down a yardstick
 
 
@@ -20,23 +20,25 @@ class Yardsticks:
 
     Args:
         threads: as many as the work that is measured uses.
+        arithmetic: the precision whose multiply-adds are the peak.
         quick: short readings of a buffer that a cache may hold; for trying the script out.
     """
 
-    def __init__(self, threads: int, *, quick: bool = False) -> None:
+    def __init__(self, threads: int, arithmetic: str = "float32", *, quick: bool = False) -> None:
         self._isa = _core.usable_isas()[0]
         self._threads = threads
+        self._arithmetic = arithmetic
         self._seconds = 0.005 if quick else 0.05
         # Written, hence really there; far larger than any cache.
         self._buffer = np.ones((64 if quick else 512) * 2**20 // 4, dtype=np.float32)
-        trial = 500_000
-        rate = _core.testing.probe_fma(self._isa, threads, trial) / threads
-        self._steps = max(trial, int(rate * self._seconds / _FLOPS_PER_STEP))
+        self._steps = _TRIAL_STEPS
+        trial = seconds_of(self.peak) - _SETTLE_SECONDS
+        self._steps = max(_TRIAL_STEPS, int(_TRIAL_STEPS * self._seconds / trial))
 
-    def fma(self) -> float:
-        """FLOP/s of fused multiply-adds in registers."""
+    def peak(self) -> float:
+        """Operations/s of the multiply-adds in registers, each of which is two."""
         time.sleep(_SETTLE_SECONDS)
-        return _core.testing.probe_fma(self._isa, self._threads, self._steps)
+        return _core.testing.probe_peak(self._isa, self._arithmetic, self._threads, self._steps)
 
     def read(self) -> float:
         """Bytes/s of reading memory in order, each thread its own part."""

@@ -89,7 +89,7 @@ def measure(peer_type: Any, workload: Workload, task: dict[str, Any]) -> dict[st
     # Before the yardsticks take memory of their own.
     memory = {"imported": before, "loaded": loaded, "used": process_memory()}
 
-    yardsticks = Yardsticks(task["threads"], quick=task["quick"])
+    yardsticks = Yardsticks(task["threads"], task["arithmetic"], quick=task["quick"])
     rounds = [one_round(peer, workload, task["tokens"], yardsticks) for _ in range(task["repeat"])]
     del peer
     for _ in range(_LOADS_AFTERWARDS):
@@ -127,9 +127,9 @@ def one_round(
         times[name] = seconds_of(lambda: tokens.extend(generate(peer, workload, name)))
         check(tokens, expected[name], name)
 
-    times["prefill_fma_before"] = yardsticks.fma()
+    times["prefill_peak_before"] = yardsticks.peak()
     timed("prefill")
-    times["prefill_fma_after"] = yardsticks.fma()
+    times["prefill_peak_after"] = yardsticks.peak()
 
     times["decode_read_before"] = yardsticks.read()
     generate(peer, workload, "decode_first")
@@ -137,13 +137,13 @@ def one_round(
     timed("decode_all")
     times["decode_read_after"] = yardsticks.read()
 
-    times["batch_fma_before"] = yardsticks.fma()
+    times["batch_peak_before"] = yardsticks.peak()
     times["batch_read_before"] = yardsticks.read()
     generate(peer, workload, "batch_first")
     timed("batch_first")
     timed("batch_all")
     times["batch_read_after"] = yardsticks.read()
-    times["batch_fma_after"] = yardsticks.fma()
+    times["batch_peak_after"] = yardsticks.peak()
     return times
 
 

@@ -27,7 +27,7 @@ def figures(
     ]
     spreads = {name: Spread.of([sample[name] for sample in samples]) for name in samples[0]}
     spreads["load_seconds"] = Spread.of(result["load_seconds"])
-    spreads["fma_peak"] = Spread.of(_readings(rounds, "_fma_"))
+    spreads["arithmetic_peak"] = Spread.of(_readings(rounds, "_peak_"))
     spreads["read_bandwidth"] = Spread.of(_readings(rounds, "_read_"))
     for name, samples_of_memory in _memory(result["memory"]).items():
         spreads[name] = Spread.of(samples_of_memory)
@@ -40,7 +40,7 @@ def _prefill(config: GPTConfig, workload: Workload, r: Round) -> dict[str, float
     return {
         "prefill_tokens_per_second": tokens / r["prefill"],
         "prefill_flops_per_second": flops,
-        "prefill_share_of_fma_peak": flops / _around(r, "prefill_fma"),
+        "prefill_share_of_peak": flops / _around(r, "prefill_peak"),
     }
 
 
@@ -63,7 +63,7 @@ def _batch(config: GPTConfig, storage: Storage, workload: Workload, r: Round) ->
     contexts = [workloads.mean_context(len(prompt), n) for prompt in workload.batch]
     bound = max(
         workloads.step_bytes(config, storage, contexts) / _around(r, "batch_read"),
-        workloads.step_flops(config, contexts) / _around(r, "batch_fma"),
+        workloads.step_flops(config, contexts) / _around(r, "batch_peak"),
     )
     return {
         "batch_tokens_per_second": len(contexts) / seconds,
@@ -111,8 +111,8 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("prefill, {prefill} tokens: tokens/s", "prefill_tokens_per_second", 1, 0, "more"),
-    Row("· GFLOP/s", "prefill_flops_per_second", 1e-9),
-    Row("· share of the float32 FMA peak", "prefill_share_of_fma_peak", 1, 2),
+    Row("· GOP/s", "prefill_flops_per_second", 1e-9),
+    Row("· share of the arithmetic peak", "prefill_share_of_peak", 1, 2),
     Row("first token after {decode}: ms", "first_token_seconds", 1e3, 1, "less"),
     Row("decode, batch 1: tokens/s", "decode_tokens_per_second", 1, 1, "more"),
     Row("· GB/s read", "decode_bytes_per_second", 1e-9, 1),
@@ -123,7 +123,7 @@ ROWS = (
     Row("· memory it allocates: MB", "load_anonymous_bytes", 1e-6),
     Row("peak memory: MB", "peak_memory_bytes", 1e-6, 0, "less"),
     Row("· allocated, not mapped from the file: MB", "anonymous_memory_bytes", 1e-6, 0, "less"),
-    Row("FMA peak beside it: GFLOP/s", "fma_peak", 1e-9),
+    Row("arithmetic peak beside it: GOP/s", "arithmetic_peak", 1e-9),
     Row("read bandwidth beside it: GB/s", "read_bandwidth", 1e-9, 1),
 )
 

@@ -256,7 +256,12 @@ def call_peer(
     """Runs one phase of one variant in a new process and waits for it."""
     request, reply = folder / "task.json", folder / "reply.json"
     reply.unlink(missing_ok=True)
-    named = {"key": variant.key, "peer": variant.peer, "variant": variant.name}
+    named = {
+        "key": variant.key,
+        "peer": variant.peer,
+        "variant": variant.name,
+        "arithmetic": variant.peak,
+    }
     request.write_text(json.dumps({**named, **task, "reply": str(reply)}))
     command = [sys.executable, str(_HERE / "peer_process.py"), str(request)]
     try:

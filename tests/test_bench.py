@@ -239,11 +239,11 @@ def test_the_ratio_is_to_the_fastest_peer_of_the_row():
     rows = {row.figure: row for row in report.ROWS}
     ratios = {
         name: report.ratio_to_fastest_peer(group, "gptx:float32", rows[name])
-        for name in ("decode_tokens_per_second", "first_token_seconds", "fma_peak")
+        for name in ("decode_tokens_per_second", "first_token_seconds", "arithmetic_peak")
     }
     assert ratios["decode_tokens_per_second"] == pytest.approx(60 / 40)
     assert ratios["first_token_seconds"] == pytest.approx(0.2 / 0.1)
-    assert ratios["fma_peak"] is None
+    assert ratios["arithmetic_peak"] is None
 
 
 def test_a_group_without_peers_has_no_ratio():

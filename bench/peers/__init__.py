@@ -46,6 +46,8 @@ class Variant:
         peer, name: together ``peer:name``, as ``--peers`` takes it.
         precision: the group of the table, one of `PRECISIONS`.
         storage: what a decode step reads, for the share of the bandwidth.
+        arithmetic: the multiply-adds of `gptx.load`'s ``precision`` that are its peak; default the
+            fastest of its group.
         settings: environments to try; the fastest whose results pass the check is measured.
         logit_tolerance: how far its logits may be off in float32, relative to the largest.
     """
@@ -56,10 +58,18 @@ class Variant:
     storage: Storage
     settings: tuple[Mapping[str, str], ...] = ({},)
     logit_tolerance: float = 1e-4
+    arithmetic: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.peer}:{self.name}"
+
+    @property
+    def peak(self) -> str:
+        """The precision whose peak its arithmetic is compared with."""
+        return self.arithmetic or {"int8": "int8-fast", "int4": "int8-fast"}.get(
+            self.precision, self.precision
+        )
 
 
 PEERS = {
@@ -91,7 +101,7 @@ VARIANTS = {
     for variant in (
         Variant("gptx", "float32", "float32", Storage(4)),
         Variant("gptx", "bfloat16", "bfloat16", Storage(2, cache=2)),
-        Variant("gptx", "int8", "int8", Storage(1, row=2 * _SCALE, cache=2)),
+        Variant("gptx", "int8", "int8", Storage(1, row=2 * _SCALE, cache=2), arithmetic="int8"),
         Variant("gptx", "int8-fast", "int8", Storage(1, row=2 * _SCALE, cache=2)),
         Variant("transformers", "float32", "float32", Storage(4)),
         Variant("transformers", "float32-compiled", "float32", Storage(4)),

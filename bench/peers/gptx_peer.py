@@ -13,12 +13,11 @@ from gptx import modelfile
 from peers.weights import canonical_weights
 
 _DTYPES = {"int8-fast": "int8"}  # of the file, where it is not the name of the variant
-_OPTIONS = {"int8-fast": {"precision": "int8-fast"}}  # the others are what their file is
 
 
 class Peer:
     def __init__(self, path: str, threads: int, variant: str) -> None:
-        self._model = gptx.load(path, threads=threads, **_OPTIONS.get(variant, {}))
+        self._model = gptx.load(path, threads=threads, precision=variant)
 
     @staticmethod
     def prepare(model_path: str, folder: Path, variant: str) -> str:
