@@ -9,9 +9,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_the_core_is_clean_under(sanitizer, tmp_path):
-    tests = ["core_test"]
+@pytest.mark.parametrize(
+    ("sanitizer", "tests"),
+    [("address,undefined", ["core_test", "kernel_test"]), ("thread", ["core_test"])],
+)
+def test_the_core_is_clean_under(sanitizer, tests, tmp_path):
     if not shutil.which("cmake"):
         pytest.skip("needs cmake")
     flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all -O1 -g1"
