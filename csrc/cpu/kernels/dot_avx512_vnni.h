@@ -5,7 +5,7 @@ namespace gptx::cpu::GPTX_ISA {
 namespace {
 
 // Holds a sum in its register: the compiler regroups sums of integers into trees, which spill.
-inline void pin(__m512i& sum) {
+inline void pin([[maybe_unused]] __m512i& sum) {
 #ifdef __AVX512F__
   asm("" : "+v"(sum));
 #endif
