@@ -9,7 +9,7 @@ namespace {
 // `steps` times the multiply-adds of one line in each of kProbeChains accumulators: enough to hide
 // their latency, few enough for the registers. The result keeps them alive.
 template <class P>
-inline float probe(size_t steps) noexcept {
+[[gnu::flatten]] inline float probe(size_t steps) noexcept {
   alignas(64) std::byte bytes[kLineBytes] = {};
   typename P::Sum acc[kProbeChains];
 #pragma GCC unroll 16

@@ -45,9 +45,10 @@ inline constexpr int kMaxPanels = kRowPanels;
 // Tiles of at most this many rows wait for memory rather than for arithmetic.
 inline constexpr int kFetchRows = 4;
 
-// out[MR, NV * 16] <- act * panels
+// out[MR, NV * 16] <- act * panels. Flat: the compiler makes calls where a value is of several
+// registers, and a call in the loop costs them all.
 template <class P, int MR, int NV, Into kInto>
-void tile(const TileTask& t) {
+[[gnu::flatten]] void tile(const TileTask& t) {
   typename P::Sum acc[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i) {
