@@ -48,3 +48,35 @@ def test_avx512_kernels_emulated_on_avx2_give_the_bits_of_the_scalar_ones(tmp_pa
     tables = ["avx512", "avx512_vnni", "avx512_bf16"]
     programs = build(tmp_path, ["kernel_test_emulated"])
     assert_equal_to_scalar(run(programs / "kernel_test_emulated", *tables), tables)
+
+
+@pytest.fixture(scope="module")
+def arm_programs(tmp_path_factory):
+    compiler = "aarch64-linux-gnu-g++"
+    need("cmake", compiler, "qemu-aarch64")
+    return build(
+        tmp_path_factory.mktemp("aarch64"),
+        ["kernel_test", "core_test"],
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        # The kernels keep their own level.
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+    )
+
+
+def run_on_arm(cpu, *command):
+    return run("qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu", *command)
+
+
+def test_neon_kernels_on_an_emulated_arm_give_the_bits_of_the_scalar_ones(arm_programs):
+    tables = ["neon", "neon_dotprod"]
+    assert_equal_to_scalar(run_on_arm("max", arm_programs / "kernel_test", *tables), tables)
+
+
+def test_an_emulated_arm_without_the_dot_product_takes_the_plain_kernels(arm_programs):
+    assert_equal_to_scalar(run_on_arm("cortex-a53", arm_programs / "kernel_test"), ["neon"])
+
+
+def test_the_core_runs_on_an_emulated_arm(arm_programs):
+    assert run_on_arm("max", arm_programs / "core_test", "neon_dotprod") == "ok\n"

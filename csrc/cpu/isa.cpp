@@ -2,8 +2,10 @@
 
 #include "core/error.h"
 
-#if defined(__x86_64__)
+#if defined(GPTX_HAVE_ISA_avx2)
 #include <cpuid.h>
+#elif defined(GPTX_HAVE_ISA_neon) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace gptx::cpu {
@@ -13,10 +15,14 @@ extern const KernelTable k_avx2_kernels;
 extern const KernelTable k_avx512_kernels;
 extern const KernelTable k_avx512_vnni_kernels;
 extern const KernelTable k_avx512_bf16_kernels;
+extern const KernelTable k_neon_kernels;
+extern const KernelTable k_neon_dotprod_kernels;
 
 namespace {
 
-#ifdef GPTX_HAVE_ISA_avx2
+bool always() { return true; }
+
+#if defined(GPTX_HAVE_ISA_avx2)
 struct Registers {
   uint32_t a = 0, b = 0, c = 0, d = 0;
 };
@@ -50,17 +56,43 @@ bool has_avx512() {
 bool has_avx512_vnni() { return has_avx512() && (cpuid(7).c & bit_AVX512VNNI); }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && (cpuid(7, 1).a & bit_AVX512BF16); }
+
+#elif defined(GPTX_HAVE_ISA_neon)
+bool has_dotprod() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return true;
+#else
+  return false;
 #endif
+}
+#endif
+
+struct Candidate {
+  const KernelTable& table;
+  bool (*usable)();
+};
+
+// The tables of this architecture, best first.
+const Candidate kCandidates[] = {
+#if defined(GPTX_HAVE_ISA_avx2)
+    {k_avx512_bf16_kernels, has_avx512_bf16},
+    {k_avx512_vnni_kernels, has_avx512_vnni},
+    {k_avx512_kernels, has_avx512},
+    {k_avx2_kernels, has_avx2},
+#elif defined(GPTX_HAVE_ISA_neon)
+    {k_neon_dotprod_kernels, has_dotprod},
+    {k_neon_kernels, always},
+#endif
+    {k_scalar_kernels, always},
+};
 
 std::vector<const KernelTable*> find_usable() {
   std::vector<const KernelTable*> tables;
-#ifdef GPTX_HAVE_ISA_avx2
-  if (has_avx512_bf16()) tables.push_back(&k_avx512_bf16_kernels);
-  if (has_avx512_vnni()) tables.push_back(&k_avx512_vnni_kernels);
-  if (has_avx512()) tables.push_back(&k_avx512_kernels);
-  if (has_avx2()) tables.push_back(&k_avx2_kernels);
-#endif
-  tables.push_back(&k_scalar_kernels);
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.usable()) tables.push_back(&candidate.table);
+  }
   return tables;
 }
 

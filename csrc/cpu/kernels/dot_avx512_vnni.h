@@ -21,6 +21,8 @@ struct I8x64 {
   __m512i v;
 };
 
+inline constexpr int32_t kByteOffset = 0;  // activations are unsigned, as they are
+
 // sum + the four products of unsigned a and signed b of each output.
 inline I32x16 dot_fours(I32x16 sum, I8x64 a, I8x64 b) {
   sum.v = _mm512_dpbusd_epi32(sum.v, a.v, b.v);
@@ -33,7 +35,7 @@ inline I8x64 broadcast_fours(const std::byte* p) {
   __builtin_memcpy(&four, p, sizeof four);
   return {_mm512_set1_epi32(four)};
 }
-// Sixteen bytes, from values of 0 to 255.
+// Sixteen bytes, from values of 0 to 255, less kByteOffset.
 inline void store_bytes(std::byte* p, I32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }

@@ -1,5 +1,6 @@
-// The fast int8 mode where the ISA multiplies four bytes at once: q from 0 to 255 as it is, and the zero
-// point taken off the sum, zero * colsum. The same integers as Int8FastProduct of products.h.
+// The fast int8 mode where the ISA multiplies four bytes at once: q from 0 to 255, less the
+// kByteOffset that its instruction wants, and the zero point taken off the sum, zero * colsum. The
+// same integers as Int8FastProduct of products.h.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -21,14 +22,14 @@ struct ByteProduct {
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return dot_fours(sum, a, b); }
   template <class Task>
   static F32x16 value(Sum sum, const Task& t, int row, int panel) {
-    const I32x16 zero = broadcast_int(t.act_scale[row].zero);
+    const I32x16 zero = broadcast_int(t.act_scale[row].zero - kByteOffset);
     const I32x16 colsum = load_int(t.colsum + kPanel * static_cast<size_t>(panel));
     return to_float(subtract(sum, multiply(zero, colsum)));
   }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {
     const ByteScale bytes(x, n);
-    const I32x16 zero = broadcast_int(bytes.row.zero);
+    const I32x16 zero = broadcast_int(bytes.row.zero - kByteOffset);
     for_each_vector(n, [&](size_t i, size_t lanes) {
       store_bytes(out + i, add(bytes.centred(load_first(x + i, lanes)), zero));
     });
