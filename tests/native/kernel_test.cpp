@@ -315,7 +315,7 @@ void compare_linear(Precision precision, size_t depth) {
 
 // --- attention ---
 
-constexpr const char* kKvNames[kKvTypes] = {"float32", "bfloat16"};
+constexpr const char* kKvNames[kKvTypes] = {"float32", "bfloat16", "int8"};
 
 // Query, key and value of each position, padded with zeros to whole panels.
 struct Sequence {
@@ -504,7 +504,7 @@ int main(int count, char** names) {
       compare_linear(precision, depth);
     }
   }
-  for (const KvType type : {KvType::kFloat32, KvType::kBFloat16}) {
+  for (const KvType type : {KvType::kFloat32, KvType::kBFloat16, KvType::kInt8}) {
     for (const size_t head_size : {1, 20, 25, 64}) {
       for (const size_t length : {1, 2, 7, 63, 64, 65, 130}) {
         compare_attention(type, head_size, length, Kind::kNormal);
