@@ -38,8 +38,13 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
   alignas(64) float sums[kTileRows * kWidth];
   const size_t lines = round_up(t.depth, P::kInputs) / P::kInputs;
   const size_t panel_stride = lines * kLineBytes;
+  // The tiles of some panels share the fetching of the next ones, so that memory is read all the time.
+  const size_t height = t.rows == 0 ? 1 : tile_height(t.rows);
+  const size_t passes = (t.rows + height - 1) / height;
   for_each_tile(t.rows, panel_begin, panel_end, [&](size_t r, size_t rows, size_t p, size_t panels) {
-    const std::byte* const next = t.panels + (p + panels) * panel_stride;
+    const size_t next_step = kLineBytes / passes;
+    const std::byte* const next =
+        t.panels + (p + panels) * panel_stride + r / height * lines / panels * next_step;
     for (size_t k = 0; k < lines; k += kChainLines) {
       const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
       tiles[rows - 1][panels - 1]({.out = sums,
@@ -49,7 +54,8 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
                                    .panels = t.panels + p * panel_stride + k * kLineBytes,
                                    .panel_stride = panel_stride,
                                    .lines = lines - k < kChainLines ? lines - k : kChainLines,
-                                   .next = next + k / panels * kLineBytes,
+                                   .next = next + k / panels * next_step,
+                                   .next_step = next_step,
                                    .act_scale = t.act_scale + r,
                                    .colsum = kScaled ? t.colsum + p * kPanel : nullptr});
     }

@@ -23,7 +23,8 @@ struct TileTask {
   const std::byte* panels;
   size_t panel_stride;        // bytes
   size_t lines;
-  const std::byte* next;      // the panels that come afterwards, begun early for a tile of few rows
+  const std::byte* next;      // what a tile of few rows fetches of the panels that come afterwards,
+  size_t next_step;           // and how many bytes of each for one of its own lines
   const RowScale* act_scale;  // of the rows of this tile, where the Product wants them
   const int32_t* colsum;      // of its columns, likewise
 };
@@ -65,8 +66,8 @@ template <class P, int MR, int NV, Into kInto>
   const std::byte* line = t.panels;
   for (size_t k = 0; k < t.lines; ++k, act += P::kGroupBytes, line += kLineBytes) {
     if constexpr (MR <= kFetchRows) {
-      // The processor follows a stream only after a few misses, so the next ones are begun for it.
-      __builtin_prefetch(t.next + k % NV * t.panel_stride + k / NV * kLineBytes);
+      // The processor follows a stream only after a few misses, and does not see the next one.
+      __builtin_prefetch(t.next + k % NV * t.panel_stride + k / NV * t.next_step);
     }
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
@@ -122,12 +123,17 @@ struct Tiles {
 template <class P, Into kInto>
 inline constexpr Tiles<P, kInto> kTiles = Tiles<P, kInto>::make();
 
-// Calls f(row, rows, panel, panels) for the tiles that cover rows x panels, panels outermost. Rows are
-// shared out evenly: eight of them are 4 + 4, not 6 + 2.
+// Rows of the tiles that cover `rows`, shared out evenly: eight are 4 + 4, not 6 + 2.
+constexpr size_t tile_height(size_t rows) {
+  const size_t tiles = (rows + kTileRows - 1) / kTileRows;
+  return (rows + tiles - 1) / tiles;
+}
+
+// Calls f(row, rows, panel, panels) for the tiles that cover rows x panels, panels outermost.
 template <class F>
 inline void for_each_tile(size_t rows, size_t panel_begin, size_t panel_end, F f) {
-  const size_t tiles = (rows + kTileRows - 1) / kTileRows;
-  const size_t height = (rows + tiles - 1) / tiles;
+  if (rows == 0) return;
+  const size_t height = tile_height(rows);
   const auto width = static_cast<size_t>(tile_panels(static_cast<int>(height)));
   for (size_t p = panel_begin; p < panel_end; p += width) {
     const size_t panels = p + width <= panel_end ? width : panel_end - p;
