@@ -30,11 +30,30 @@ inline void finish_row(const LinearTask& t, float* out, const float* sums, size_
   }
 }
 
+// The epilogue of `rows` rows from r and `panels` panels from p, whose sums stand kWidth apart.
+template <class P, size_t kWidth>
+inline void finish(const LinearTask& t, const float* sums, size_t r, size_t rows, size_t p,
+                   size_t panels) {
+  const float* const bias = t.bias + p * kPanel;
+  for (size_t i = 0; i < rows; ++i) {
+    float* const out = t.out + (r + i) * t.out_stride + p * kPanel;
+    if constexpr (P::kInputs == 4) {
+      const F32x16 row_scale = broadcast(t.act_scale[r + i].scale);
+      const float* const scale = t.scale + p * kPanel;
+      finish_row(t, out, sums + i * kWidth, panels * kPanel, [&](F32x16 v, size_t c) {
+        return fma(v, row_scale * load(scale + c), load(bias + c));
+      });
+    } else {
+      finish_row(t, out, sums + i * kWidth, panels * kPanel,
+                 [&](F32x16 v, size_t c) { return v + load(bias + c); });
+    }
+  }
+}
+
 template <class P>
 inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) noexcept {
   constexpr size_t kWidth = kMaxPanels * kPanel;
   constexpr size_t kChainLines = P::kChain / P::kInputs;
-  constexpr bool kScaled = P::kInputs == 4;
   alignas(64) float sums[kTileRows * kWidth];
   const size_t lines = round_up(t.depth, P::kInputs) / P::kInputs;
   const size_t panel_stride = lines * kLineBytes;
@@ -47,32 +66,18 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
         t.panels + (p + panels) * panel_stride + r / height * lines / panels * next_step;
     for (size_t k = 0; k < lines; k += kChainLines) {
       const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
-      tiles[rows - 1][panels - 1]({.out = sums,
-                                   .out_stride = kWidth,
-                                   .act = t.act + r * t.act_stride + k * P::kGroupBytes,
-                                   .act_stride = t.act_stride,
-                                   .panels = t.panels + p * panel_stride + k * kLineBytes,
-                                   .panel_stride = panel_stride,
-                                   .lines = lines - k < kChainLines ? lines - k : kChainLines,
-                                   .next = next + k / panels * next_step,
-                                   .next_step = next_step,
-                                   .act_scale = t.act_scale + r,
-                                   .colsum = kScaled ? t.colsum + p * kPanel : nullptr});
+      tiles[rows - 1][panels - 1](
+          {.out = sums,
+           .out_stride = kWidth,
+           .act = t.act + r * t.act_stride + k * P::kGroupBytes,
+           .act_stride = t.act_stride,
+           .panels = t.panels + p * panel_stride + k * kLineBytes,
+           .panel_stride = panel_stride,
+           .lines = lines - k < kChainLines ? lines - k : kChainLines,
+           .act_scale = t.act_scale + r,
+           .colsum = P::kInputs == 4 ? t.colsum + p * kPanel : nullptr});
     }
-    const float* const bias = t.bias + p * kPanel;
-    for (size_t i = 0; i < rows; ++i) {
-      float* const out = t.out + (r + i) * t.out_stride + p * kPanel;
-      if constexpr (kScaled) {
-        const F32x16 row_scale = broadcast(t.act_scale[r + i].scale);
-        const float* const scale = t.scale + p * kPanel;
-        finish_row(t, out, sums + i * kWidth, panels * kPanel, [&](F32x16 v, size_t c) {
-          return fma(v, row_scale * load(scale + c), load(bias + c));
-        });
-      } else {
-        finish_row(t, out, sums + i * kWidth, panels * kPanel,
-                   [&](F32x16 v, size_t c) { return v + load(bias + c); });
-      }
-    }
+    finish<P, kWidth>(t, sums, r, rows, p, panels);
   });
 }
 
