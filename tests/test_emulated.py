@@ -45,7 +45,7 @@ def test_avx512_kernels_emulated_on_avx2_give_the_bits_of_the_scalar_ones(tmp_pa
         pytest.skip("needs a CPU with AVX2")
     if not Path("/usr/include/simde").exists():
         pytest.skip("needs SIMDe: libsimde-dev")
-    tables = ["avx512", "avx512_vnni", "avx512_bf16"]
+    tables = ["avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"]
     programs = build(tmp_path, ["kernel_test_emulated"])
     assert_equal_to_scalar(run(programs / "kernel_test_emulated", *tables), tables)
 

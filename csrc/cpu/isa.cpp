@@ -4,6 +4,10 @@
 
 #if defined(GPTX_HAVE_ISA_avx2)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(GPTX_HAVE_ISA_neon) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -15,6 +19,7 @@ extern const KernelTable k_avx2_kernels;
 extern const KernelTable k_avx512_kernels;
 extern const KernelTable k_avx512_vnni_kernels;
 extern const KernelTable k_avx512_bf16_kernels;
+extern const KernelTable k_avx512_amx_kernels;
 extern const KernelTable k_neon_kernels;
 extern const KernelTable k_neon_dotprod_kernels;
 
@@ -57,6 +62,23 @@ bool has_avx512_vnni() { return has_avx512() && (cpuid(7).c & bit_AVX512VNNI); }
 
 bool has_avx512_bf16() { return has_avx512_vnni() && (cpuid(7, 1).a & bit_AVX512BF16); }
 
+// The system keeps the tiles of a process that has asked for them.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_avx512_amx() {
+  constexpr uint64_t kTiles = 0x60000;
+  constexpr uint32_t kNeeded = 1u << 24 | 1u << 25;  // AMX-TILE, AMX-INT8
+  return saves(kTiles) && has_avx512_bf16() && (cpuid(7).d & kNeeded) == kNeeded &&
+         may_use_tiles();
+}
+
 #elif defined(GPTX_HAVE_ISA_neon)
 bool has_dotprod() {
 #if defined(__linux__)
@@ -77,6 +99,7 @@ struct Candidate {
 // The tables of this architecture, best first.
 const Candidate kCandidates[] = {
 #if defined(GPTX_HAVE_ISA_avx2)
+    {k_avx512_amx_kernels, has_avx512_amx},
     {k_avx512_bf16_kernels, has_avx512_bf16},
     {k_avx512_vnni_kernels, has_avx512_vnni},
     {k_avx512_kernels, has_avx512},

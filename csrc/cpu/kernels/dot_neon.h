@@ -1,5 +1,5 @@
-// The dot product of int16 pairs on NEON: two multiply-adds that widen. One side, a, is the same pair
-// for all outputs.
+// The dot product of int16 pairs on NEON: two multiply-adds that widen. One side, a, is the same
+// pair for all outputs.
 #pragma once
 
 namespace gptx::cpu::GPTX_ISA {

@@ -74,6 +74,8 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
            .panels = t.panels + p * panel_stride + k * kLineBytes,
            .panel_stride = panel_stride,
            .lines = lines - k < kChainLines ? lines - k : kChainLines,
+           .next = next + k / panels * next_step,
+           .next_step = next_step,
            .act_scale = t.act_scale + r,
            .colsum = P::kInputs == 4 ? t.colsum + p * kPanel : nullptr});
     }

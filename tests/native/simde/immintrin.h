@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 namespace simde_gaps {
@@ -83,7 +84,80 @@ inline __m512 dpbf16(__m512 sum, __m512bh a, __m512bh b) {
   });
 }
 
+// --- AMX, as far as the kernels use it ---
+
+struct Tiles {
+  struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } config;
+  uint8_t data[8][16][64];
+};
+inline thread_local Tiles tiles{};
+
+// An operation on tiles that do not fit each other is an exception of the CPU.
+inline void need(bool fits) {
+  if (!fits) std::abort();
+}
+inline void load_config(const void* config) {
+  tiles = {};
+  std::memcpy(&tiles.config, config, sizeof tiles.config);
+  need(tiles.config.palette == 1);
+  for (int t = 0; t < 8; ++t) {
+    need(tiles.config.rows[t] <= 16 && tiles.config.row_bytes[t] <= 64);
+    need((tiles.config.rows[t] == 0) == (tiles.config.row_bytes[t] == 0));
+  }
+}
+inline void need_configured(int t) { need(tiles.config.rows[t] > 0); }
+inline void tile_load(int t, const void* from, size_t stride) {
+  need_configured(t);
+  std::memset(tiles.data[t], 0, sizeof tiles.data[t]);
+  for (int row = 0; row < tiles.config.rows[t]; ++row) {
+    std::memcpy(tiles.data[t][row], static_cast<const char*>(from) + stride * size_t(row),
+                tiles.config.row_bytes[t]);
+  }
+}
+inline void tile_store(int t, void* to, size_t stride) {
+  need_configured(t);
+  for (int row = 0; row < tiles.config.rows[t]; ++row) {
+    std::memcpy(static_cast<char*>(to) + stride * size_t(row), tiles.data[t][row],
+                tiles.config.row_bytes[t]);
+  }
+}
+inline void tile_zero(int t) {
+  need_configured(t);
+  std::memset(tiles.data[t], 0, sizeof tiles.data[t]);
+}
+inline void tile_dpbusd(int sums, int a, int b) {
+  need_configured(sums);
+  const auto& c = tiles.config;
+  need(c.rows[sums] == c.rows[a] && c.row_bytes[sums] == c.row_bytes[b]);
+  need(c.row_bytes[a] == 4 * c.rows[b]);
+  for (int m = 0; m < c.rows[sums]; ++m) {
+    for (int n = 0; n < c.row_bytes[sums] / 4; ++n) {
+      int32_t sum;
+      std::memcpy(&sum, &tiles.data[sums][m][4 * n], sizeof sum);
+      for (int k = 0; k < c.row_bytes[a]; ++k) {
+        sum += tiles.data[a][m][k] * static_cast<int8_t>(tiles.data[b][k / 4][4 * n + k % 4]);
+      }
+      std::memcpy(&tiles.data[sums][m][4 * n], &sum, sizeof sum);
+    }
+  }
+}
+
 }  // namespace simde_gaps
+
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbusd
+#define _tile_loadconfig(config) simde_gaps::load_config(config)
+#define _tile_release() (simde_gaps::tiles = {})
+#define _tile_loadd(t, from, stride) simde_gaps::tile_load(t, from, stride)
+#define _tile_stored(t, to, stride) simde_gaps::tile_store(t, to, stride)
+#define _tile_zero(t) simde_gaps::tile_zero(t)
+#define _tile_dpbusd(sums, a, b) simde_gaps::tile_dpbusd(sums, a, b)
 
 #undef _mm512_madd_epi16
 #undef _mm512_maskz_loadu_ps
