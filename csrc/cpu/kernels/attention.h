@@ -332,10 +332,12 @@ inline void append_value_bf16(std::byte* block, const float* value, size_t posit
 template <class F>
 inline float for_each_four_bytes(const float* x, size_t n, F f) {
   const float top = largest(x, n);
-  const F32x16 inverse = broadcast(top < kSmallest ? 0.0f : 127.0f / top);
+  const bool empty = !(top >= kSmallest);  // zeros, or NaN, which the scale carries on
+  const F32x16 inverse = broadcast(127.0f / top);
   alignas(64) std::byte pairs[2 * kLanes];
   for_each_vector(n, [&](size_t i, size_t lanes) {
-    store_pairs(pairs, round_to_int(load_first(x + i, lanes) * inverse));
+    const F32x16 q = empty ? broadcast(0.0f) : load_first(x + i, lanes) * inverse;
+    store_pairs(pairs, round_to_int(q));
     for (size_t g = 0; 4 * g < lanes; ++g) {
       // The low bytes of the int16, whose order is 0, 2, 1, 3.
       const std::byte* const p = pairs + 8 * g;
