@@ -4,13 +4,6 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
-// Holds a sum in its register: the compiler regroups sums of integers into trees, which spill.
-inline void pin([[maybe_unused]] __m512i& sum) {
-#ifdef __AVX512F__
-  asm("" : "+v"(sum));
-#endif
-}
-
 inline I32x16 dot_pairs(I32x16 sum, I16x32 a, I16x32 b) {
   sum.v = _mm512_dpwssd_epi32(sum.v, a.v, b.v);
   pin(sum.v);

@@ -6,22 +6,16 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
-struct BF16DotProduct {
-  using Sum = F32x16;
+struct BF16DotProduct : FloatSums {
   using Factor = BF16x32;
   static constexpr size_t kInputs = 2;
   static constexpr int kParts = 1;
   static constexpr size_t kGroupBytes = 4;
   static constexpr size_t kChain = BF16Product::kChain;
 
-  static Sum zero() { return broadcast(0.0f); }
   static Factor weights(const std::byte* line, int) { return load_bf16(line); }
   static Factor activation(const std::byte* p, int) { return broadcast_bf16(p); }
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return dot_bf16(sum, a, b); }
-  template <class Task>
-  static F32x16 value(Sum sum, const Task&, int, int) {
-    return sum;
-  }
   static F32x16 round(F32x16 x) { return round_bf16(x); }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {

@@ -4,6 +4,7 @@
 //   kInputs         inputs of one line
 //   kParts          multiply-adds for one line; each takes 4 bytes of an operand row
 //   kChain          inputs of one chain; the chains' results are added in float32, in order
+//   value           the sum as float32
 //   operand         writes a row of floats as the activations it wants, whole vectors, zeros at the end
 #pragma once
 
@@ -18,24 +19,29 @@ inline void for_each_vector(size_t n, F f) {
   for (size_t i = 0; i < n; i += kLanes) f(i, n - i < kLanes ? n - i : kLanes);
 }
 
+// What the products with float32 sums share.
+struct FloatSums {
+  using Sum = F32x16;
+
+  static Sum zero() { return broadcast(0.0f); }
+  template <class Task>
+  static F32x16 value(Sum sum, const Task&, int, int) {
+    return sum;
+  }
+};
+
 // One fused multiply-add for each weight. Short chains keep the rounding error below that of one
 // long chain.
-struct F32Product {
-  using Sum = F32x16;
+struct F32Product : FloatSums {
   using Factor = F32x16;
   static constexpr size_t kInputs = 1;
   static constexpr int kParts = 1;
   static constexpr size_t kGroupBytes = 4;
   static constexpr size_t kChain = 128;
 
-  static Sum zero() { return broadcast(0.0f); }
   static Factor weights(const std::byte* line, int) { return load(as_floats(line)); }
   static Factor activation(const std::byte* p, int) { return broadcast(*as_floats(p)); }
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return fma(a, b, sum); }
-  template <class Task>
-  static F32x16 value(Sum sum, const Task&, int, int) {
-    return sum;
-  }
   static F32x16 round(F32x16 x) { return x; }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {
@@ -48,15 +54,13 @@ struct F32Product {
 
 // bfloat16 by bfloat16, each exact in float32; of a pair the odd element is added first, as the
 // instruction of the hardware does. The operand holds floats, odd and even changed over.
-struct BF16Product {
-  using Sum = F32x16;
+struct BF16Product : FloatSums {
   using Factor = F32x16;
   static constexpr size_t kInputs = 2;
   static constexpr int kParts = 2;
   static constexpr size_t kGroupBytes = 8;
   static constexpr size_t kChain = 512;
 
-  static Sum zero() { return broadcast(0.0f); }
   static Factor weights(const std::byte* line, int part) {
     return part == 0 ? odd_bf16(line) : even_bf16(line);
   }
@@ -64,10 +68,6 @@ struct BF16Product {
     return broadcast(as_floats(p)[part]);
   }
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return fma(a, b, sum); }
-  template <class Task>
-  static F32x16 value(Sum sum, const Task&, int, int) {
-    return sum;
-  }
   static F32x16 round(F32x16 x) { return round_bf16(x); }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {

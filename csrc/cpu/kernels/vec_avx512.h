@@ -116,6 +116,13 @@ inline void store_odd_bf16(std::byte* line, F32x16 a) {
   _mm512_storeu_si512(line, _mm512_or_si512(even, _mm512_castps_si512(a.v)));
 }
 
+// Holds a sum in its register: the compiler regroups sums of integers into trees, which spill.
+inline void pin([[maybe_unused]] __m512i& sum) {
+#ifdef __AVX512F__
+  asm("" : "+v"(sum));
+#endif
+}
+
 struct I16x32 {
   __m512i v;
 };
