@@ -14,7 +14,7 @@
 #include "core/philox.h"
 #include "core/thread_team.h"
 #include "cpu/isa.h"
-#include "engine/sampler.h"
+#include "cpu/sampler.h"
 
 namespace py = pybind11;
 
@@ -218,18 +218,21 @@ std::vector<int32_t> sample(const Array& logits, const std::vector<int32_t>& seq
                             const std::vector<int32_t>& banned, double temperature, int64_t top_k,
                             double top_p, double min_p, double repetition_penalty, uint64_t seed,
                             uint64_t first_position, size_t count) {
-  Sampler sampler(dim(logits, 0));
+  cpu::Sampler sampler(dim(logits, 0));
+  SampleTask task{.logit_row = 0,
+                  .position = first_position,
+                  .sequence = sequence,
+                  .banned = banned,
+                  .params = {.repetition_penalty = repetition_penalty,
+                             .temperature = temperature,
+                             .top_k = top_k,
+                             .top_p = top_p,
+                             .min_p = min_p,
+                             .seed = seed}};
   std::vector<int32_t> tokens;
-  for (size_t i = 0; i < count; ++i) {
+  for (; tokens.size() < count; ++task.position) {
     std::vector<float> copy(logits.data(), logits.data() + dim(logits, 0));
-    tokens.push_back(sampler.sample(copy, sequence, banned,
-                                    {.repetition_penalty = repetition_penalty,
-                                     .temperature = temperature,
-                                     .top_k = top_k,
-                                     .top_p = top_p,
-                                     .min_p = min_p,
-                                     .seed = seed},
-                                    first_position + i));
+    tokens.push_back(sampler.sample(copy, task));
   }
   return tokens;
 }

@@ -21,8 +21,7 @@ Engine::Engine(std::unique_ptr<Runner> runner, const GptConfig& config, const St
     : runner_(std::move(runner)),
       config_(config),
       limits_(limits),
-      pool_(kv_blocks),
-      sampler_(config.vocab_size) {}
+      pool_(kv_blocks) {}
 
 int64_t Engine::submit(std::span<const int32_t> tokens, const RequestParams& params) {
   auto request = std::make_unique<Request>();
@@ -81,13 +80,13 @@ bool Engine::take_events(std::span<const int64_t> requests, std::vector<Event>& 
 }
 
 bool Engine::step(std::span<const int64_t> requests, const Interrupted& interrupted) {
-  Batch batch;
+  Step next;
   std::vector<Part> parts;
   {
     const std::lock_guard lock(locks_->state);
     drop_released();
     admit();
-    parts = plan(batch);
+    parts = plan(next);
   }
   if (parts.empty()) {
     // Everything that could run waits for its reader, who may be another thread.
@@ -102,16 +101,17 @@ bool Engine::step(std::span<const int64_t> requests, const Interrupted& interrup
     return !interrupted || !interrupted();
   }
 
+  std::vector<int32_t> tokens(next.length * next.samples.size());
   bool completed = false;
   try {
-    completed = runner_->forward(batch, interrupted);
+    completed = runner_->run(next, tokens, interrupted);
   } catch (...) {
     const std::lock_guard lock(locks_->state);
     for (const Part& part : parts) part.request->stepping = false;
     throw;
   }
   const std::lock_guard lock(locks_->state);
-  if (completed) commit(parts);
+  if (completed) commit(parts, next, tokens);
   for (const Part& part : parts) part.request->stepping = false;
   drop_released();
   return completed;
@@ -128,7 +128,7 @@ void Engine::admit() {
 }
 
 // Decode rows first, since a prompt can wait longer than a reader; prompts fill up the step.
-std::vector<Engine::Part> Engine::plan(Batch& batch) {
+std::vector<Engine::Part> Engine::plan(Step& step) {
   std::vector<Part> parts;
   size_t rows = 0;
   size_t logits = 0;
@@ -148,23 +148,52 @@ std::vector<Engine::Part> Engine::plan(Batch& batch) {
       }
       if (n == 0) continue;
       const auto chunk = std::span<const int32_t>(request->tokens).subspan(request->computed, n);
-      batch.add(chunk, request->computed, request->blocks, wanted);
+      step.batch.add(chunk, request->computed, request->blocks, wanted);
+      if (wanted > 0 && !scoring) {
+        step.samples.push_back({.logit_row = logits,
+                                .position = request->tokens.size(),
+                                .sequence = request->tokens,
+                                .banned = banned(*request),
+                                .params = request->params.sampling});
+      }
       parts.push_back({request.get(), n, wanted});
       request->stepping = true;
       rows += n;
       logits += wanted;
     }
   }
+  plan_ahead(step, parts);
   return parts;
 }
 
-void Engine::commit(const std::vector<Part>& parts) {
+// Several tokens at once where every part is a plain decode row and has that many still to come.
+void Engine::plan_ahead(Step& step, const std::vector<Part>& parts) const {
+  size_t length = runner_->steps_ahead();
+  if (step.samples.size() != parts.size()) return;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const Request& request = *parts[i].request;
+    const bool plain = step.samples[i].banned.empty() && step.samples[i].params.repetition_penalty == 1.0;
+    if (!plain || parts[i].rows != 1) return;
+    length = std::min(length, request.limit - request.tokens.size());
+  }
+  if (!parts.empty()) step.length = length;
+}
+
+// A text may not end before it has its least number of tokens.
+std::span<const int32_t> Engine::banned(const Request& request) const {
+  if (request.tokens.size() - request.prompt >= request.params.min_new_tokens) return {};
+  return request.params.end_tokens;
+}
+
+void Engine::commit(const std::vector<Part>& parts, const Step& step,
+                    std::span<const int32_t> tokens) {
   size_t row = 0;
+  size_t sample = 0;
   for (const Part& part : parts) {
     Request& request = *part.request;
     if (request.logits_out != nullptr) {
       for (size_t i = 0; i < part.logits; ++i) {
-        const std::span<float> logits = runner_->logits(row + i);
+        const std::span<const float> logits = runner_->logits(row + i);
         std::copy(logits.begin(), logits.end(),
                   request.logits_out + (request.computed + i) * config_.vocab_size);
       }
@@ -172,23 +201,21 @@ void Engine::commit(const std::vector<Part>& parts) {
       request.finished = request.computed == request.tokens.size();
     } else {
       request.computed += part.rows;
-      if (part.logits > 0 && !request.released) sample(request, runner_->logits(row));
+      for (size_t i = 0; part.logits > 0 && i < step.length && !request.finished; ++i) {
+        if (i > 0) ++request.computed;
+        take_token(request, tokens[i * step.samples.size() + sample]);
+      }
+      sample += part.logits;
     }
     if (request.finished) pool_.give_back(request.blocks);
     row += part.logits;
   }
 }
 
-void Engine::sample(Request& request, std::span<float> logits) {
-  const RequestParams& params = request.params;
-  const size_t generated = request.tokens.size() - request.prompt;
-  const std::span<const int32_t> ends = params.end_tokens;
-  const std::span<const int32_t> banned =
-      generated < params.min_new_tokens ? ends : std::span<const int32_t>();
-  const int32_t token = sampler_.sample(logits, request.tokens, banned, params.sampling,
-                                        request.tokens.size());
+void Engine::take_token(Request& request, int32_t token) {
+  const std::span<const int32_t> ends = request.params.end_tokens;
   Event event{request.id, token, Finish::kNone};
-  if (token < 0) {
+  if (token == kNoToken) {
     event.finish = Finish::kNonFinite;
   } else if (std::find(ends.begin(), ends.end(), token) != ends.end()) {
     event.token = -1;

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "engine/block_pool.h"
-#include "engine/sampler.h"
 #include "model/runner.h"
 
 namespace gptx {
@@ -85,9 +84,11 @@ class Engine {
   bool take_events(std::span<const int64_t> requests, std::vector<Event>& out);
   bool step(std::span<const int64_t> requests, const Interrupted& interrupted);
   void admit();
-  std::vector<Part> plan(Batch& batch);
-  void commit(const std::vector<Part>& parts);
-  void sample(Request& request, std::span<float> logits);
+  std::vector<Part> plan(Step& step);
+  void plan_ahead(Step& step, const std::vector<Part>& parts) const;
+  std::span<const int32_t> banned(const Request& request) const;
+  void commit(const std::vector<Part>& parts, const Step& step, std::span<const int32_t> tokens);
+  static void take_token(Request& request, int32_t token);
   void drop_released();
   Request* find(int64_t id) const;
 
@@ -95,7 +96,6 @@ class Engine {
   GptConfig config_;
   StepLimits limits_;
   BlockPool pool_;
-  Sampler sampler_;
   std::vector<std::unique_ptr<Request>> requests_;  // in the order of submission
   int64_t next_id_ = 1;
   std::atomic<int> drivers_{0};  // threads inside advance

@@ -6,10 +6,12 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/batch.h"
 #include "core/config.h"
 #include "core/precision.h"
+#include "core/sampling.h"
 #include "core/weights.h"
 
 namespace gptx {
@@ -18,6 +20,15 @@ namespace gptx {
 struct StepLimits {
   size_t rows = 512;
   size_t logit_rows = 64;
+};
+
+// One step: the rows to compute and the tokens to choose from their logits.
+struct Step {
+  Batch batch;
+  std::vector<SampleTask> samples;
+  // More than 1: each token is fed back as the next row of its sequence. Every sequence of the batch then has
+  // one row and one sample, in the same order, without penalty or banned tokens.
+  size_t length = 1;
 };
 
 // How a CPU runner computes.
@@ -32,12 +43,16 @@ class Runner {
  public:
   virtual ~Runner() = default;
 
-  // Runs the batch. `interrupted` is polled; false is returned when it stopped the step, whose
-  // results are then void.
-  virtual bool forward(const Batch& batch, const std::function<bool()>& interrupted) = 0;
+  // Runs the step and chooses its tokens [length, samples]. `interrupted` is polled; false is returned
+  // when it stopped the step, whose results are then void.
+  virtual bool run(const Step& step, std::span<int32_t> tokens,
+                   const std::function<bool()>& interrupted) = 0;
 
-  // The logits [V] of the i-th row that wanted them; the caller may change them.
-  virtual std::span<float> logits(size_t i) = 0;
+  // The logits [V] of the i-th row that wanted them, until the next step.
+  virtual std::span<const float> logits(size_t i) = 0;
+
+  // The longest step that saves time.
+  virtual size_t steps_ahead() const { return 1; }
 
   virtual size_t kv_block_bytes() const = 0;
   virtual int threads() const = 0;

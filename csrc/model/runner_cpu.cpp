@@ -4,6 +4,7 @@
 #include "core/cpu_count.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/isa.h"
+#include "cpu/sampler.h"
 #include "model/gpt.h"
 #include "model/runner.h"
 
@@ -33,25 +34,35 @@ class CpuRunner final : public Runner {
         options_(options),
         device_(config, options.kv_type, kv_blocks, limits.rows,
                 options.threads > 0 ? options.threads : usable_cpus(), options.isa),
+        sampler_(config.vocab_size),
         gpt_(config, load_weights(source), make_activations(limits)) {}
 
-  bool forward(const Batch& batch, const std::function<bool()>& interrupted) override {
-    device_.begin_step(batch);
-    return device_.team.run(
+  bool run(const Step& step, std::span<int32_t> tokens,
+           const std::function<bool()>& interrupted) override {
+    device_.begin_step(step.batch);
+    const bool completed = device_.team.run(
         [&](int rank) {
           CpuBackend worker(device_, rank);
-          gpt_.forward(worker, batch);
+          gpt_.forward(worker, step.batch);
         },
         interrupted);
+    if (!completed) return false;
+    for (size_t i = 0; i < step.samples.size(); ++i) {
+      const SampleTask& task = step.samples[i];
+      tokens[i] = sampler_.sample(row(task.logit_row), task);
+    }
+    return true;
   }
 
-  std::span<float> logits(size_t i) override { return {gpt_.logits().row(i), config_.vocab_size}; }
+  std::span<const float> logits(size_t i) override { return row(i); }
 
   size_t kv_block_bytes() const override { return cpu_kv_block_bytes(config_, options_.kv_type); }
   int threads() const override { return device_.team.size(); }
   std::string isa() const override { return device_.kernels.name; }
 
  private:
+  std::span<float> row(size_t i) { return {gpt_.logits().row(i), config_.vocab_size}; }
+
   static const float* vector(const WeightSource& source, const std::string& name, size_t n) {
     return reinterpret_cast<const float*>(source.get(name, round_up(n, kPanel) * sizeof(float)));
   }
@@ -118,6 +129,7 @@ class CpuRunner final : public Runner {
   CpuDevice device_;
   std::deque<PackedMatrix> matrices_;
   AlignedBuffer<float> no_bias_;
+  cpu::Sampler sampler_;
   Gpt<CpuBackend> gpt_;
 };
 

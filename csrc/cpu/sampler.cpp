@@ -1,4 +1,4 @@
-#include "engine/sampler.h"
+#include "cpu/sampler.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include "core/philox.h"
 
-namespace gptx {
+namespace gptx::cpu {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
@@ -67,12 +67,11 @@ int32_t argmax(std::span<const float> logits) {
 
 }  // namespace
 
-int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> sequence,
-                        std::span<const int32_t> banned, const SamplingParams& params,
-                        uint64_t position) {
-  if (!all_finite(logits)) return -1;
-  if (params.repetition_penalty != 1.0) penalize(logits, sequence, params.repetition_penalty);
-  for (const int32_t id : banned) logits[static_cast<size_t>(id)] = kNever;
+int32_t Sampler::sample(std::span<float> logits, const SampleTask& task) {
+  const SamplingParams& params = task.params;
+  if (!all_finite(logits)) return kNoToken;
+  if (params.repetition_penalty != 1.0) penalize(logits, task.sequence, params.repetition_penalty);
+  for (const int32_t id : task.banned) logits[static_cast<size_t>(id)] = kNever;
   if (params.temperature == 0.0) return argmax(logits);
 
   const size_t k = params.top_k > 0 ? static_cast<size_t>(params.top_k) : logits.size();
@@ -84,7 +83,7 @@ int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> sequen
   if (params.top_p < 1.0) keep_top_p(params.top_p);
   // The most likely token has p = exp(0), so min_p is a share of 1.
   std::erase_if(candidates_, [&](const Candidate& c) { return c.p < params.min_p; });
-  return draw(philox_uniform(params.seed, position));
+  return draw(philox_uniform(params.seed, task.position));
 }
 
 void Sampler::penalize(std::span<float> logits, std::span<const int32_t> sequence,
@@ -158,4 +157,4 @@ int32_t Sampler::draw(double u) const {
   return candidates_.back().id;
 }
 
-}  // namespace gptx
+}  // namespace gptx::cpu
