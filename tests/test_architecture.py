@@ -30,7 +30,7 @@ INTRINSICS = {"immintrin.h", "arm_neon.h"}
 PYTHON_LAYERS = [
     ["errors"],
     ["config", "_core"],
-    ["packing", "quantize", "sampling"],
+    ["cuda", "packing", "quantize", "sampling"],
     ["tokenizer"],
     ["modelfile"],
     ["checkpoints"],

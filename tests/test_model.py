@@ -182,7 +182,7 @@ def test_one_bad_prompt_refuses_the_whole_list_before_anything_runs(model):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (dict(device="tpu"), "device: expected one of cpu, cuda, auto, got 'tpu'"),
+        (dict(device="tpu"), "device: expected one of cpu, cuda, cuda:N, auto, got 'tpu'"),
         (dict(threads=0), "threads: expected an integer from 1 to 1024, got 0"),
         (dict(threads=2.0), "threads"),
         (dict(kv_cache_bytes=-1), "kv_cache_bytes"),

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "bindings/buffers.h"
 #include "bindings/module.h"
@@ -71,29 +72,40 @@ class PyEngine {
  public:
   PyEngine(const py::dict& config, const std::string& dtype, py::dict tensors,
            const std::string& device, int threads, const std::string& isa,
-           const std::string& precision, const std::string& kv_cache_dtype, uint64_t kv_cache_bytes)
+           const std::string& precision, const std::string& kv_cache_dtype,
+           std::optional<uint64_t> kv_cache_bytes, int ordinal, const std::string& cuda_library)
       : config_(config_from(config)), tensors_(std::move(tensors)), precision_(precision) {
     WeightSource source;
     source.dtype = dtype_named(dtype);
     if (precision_.empty()) precision_ = dtype;
-    CpuOptions options{.precision = precision_named(precision_), .threads = threads, .isa = isa};
+    const Precision computed = precision_named(precision_);
     check_precision(precision_, dtype);
     kv_cache_dtype_ = kv_cache_dtype;
     if (kv_cache_dtype_.empty()) {
-      kv_cache_dtype_ = options.precision == Precision::kFloat32 ? "float32" : "bfloat16";
+      kv_cache_dtype_ = computed == Precision::kFloat32 ? "float32" : "bfloat16";
     }
-    options.kv_type = kv_type_named(kv_cache_dtype_);
+    const KvType kv_type = kv_type_named(kv_cache_dtype_);
     for (const auto& [name, buffer] : tensors_) {
       source.tensors[name.cast<std::string>()] = bytes_of(buffer);
     }
     const py::gil_scoped_release released;
     const StepLimits limits;
-    const uint64_t block_bytes = cpu_kv_block_bytes(config_, options.kv_type);
-    const uint64_t context_blocks = (config_.block_size + kBlockTokens - 1) / kBlockTokens;
-    const size_t blocks = std::max(context_blocks, kv_cache_bytes / block_bytes);
-    std::unique_ptr<Runner> runner =
-        device == "cuda" ? make_cuda_runner(config_, source, limits, blocks)
-                         : make_cpu_runner(config_, source, limits, blocks, options);
+    const auto blocks_in = [&](uint64_t bytes, uint64_t block_bytes) {
+      const uint64_t context_blocks = (config_.block_size + kBlockTokens - 1) / kBlockTokens;
+      return std::max(context_blocks, bytes / block_bytes);
+    };
+    std::unique_ptr<Runner> runner;
+    size_t blocks = 0;
+    if (device == "cuda") {
+      const CudaOptions options{computed, kv_type, ordinal, cuda_library};
+      const uint64_t bytes = kv_cache_bytes ? *kv_cache_bytes : cuda_free_bytes(options) / 4;
+      blocks = blocks_in(bytes, cuda_kv_block_bytes(config_, options));
+      runner = make_cuda_runner(config_, source, limits, blocks, options);
+    } else {
+      const CpuOptions options{computed, kv_type, threads, isa};
+      blocks = blocks_in(kv_cache_bytes.value_or(0), cpu_kv_block_bytes(config_, kv_type));
+      runner = make_cpu_runner(config_, source, limits, blocks, options);
+    }
     engine_ = std::make_unique<Engine>(std::move(runner), config_, limits, blocks);
   }
 
@@ -186,11 +198,12 @@ void init_engine(py::module_& m) {
       "Instruction sets that this build has kernels for and this CPU can run, best first.");
   py::class_<PyEngine>(m, "Engine")
       .def(py::init<const py::dict&, const std::string&, py::dict, const std::string&, int,
-                    const std::string&, const std::string&, const std::string&, uint64_t>(),
+                    const std::string&, const std::string&, const std::string&,
+                    std::optional<uint64_t>, int, const std::string&>(),
            py::arg("config"), py::arg("dtype"), py::arg("tensors"), py::kw_only(),
            py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("isa") = "",
            py::arg("precision") = "", py::arg("kv_cache_dtype") = "",
-           py::arg("kv_cache_bytes") = 0)
+           py::arg("kv_cache_bytes") = 0, py::arg("ordinal") = 0, py::arg("cuda_library") = "")
       .def("submit", &PyEngine::submit, py::arg("ids"), py::kw_only(), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
            py::arg("seed"), py::arg("max_new_tokens"), py::arg("min_new_tokens"),

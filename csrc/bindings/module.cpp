@@ -37,6 +37,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = GPTX_VERSION;
   py::register_local_exception_translator(translate);
   gptx::init_files(m);
+  gptx::init_cuda(m);
   gptx::init_engine(m);
   py::module_ testing = m.def_submodule("testing", "Single kernels on numpy arrays, for the tests.");
   gptx::init_testing(testing);

@@ -6,6 +6,7 @@
 namespace gptx {
 
 void init_files(pybind11::module_& m);
+void init_cuda(pybind11::module_& m);
 void init_engine(pybind11::module_& m);
 void init_testing(pybind11::module_& m);
 

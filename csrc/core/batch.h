@@ -24,6 +24,8 @@ struct Batch {
   std::vector<int32_t> tokens;                    // [T]
   std::vector<size_t> positions;                  // [T]
   std::vector<std::span<const int32_t>> blocks;   // per sequence, the ids of its KV blocks
+  std::vector<size_t> lengths;                    // per sequence, its rows
+  std::vector<size_t> logit_counts;               // per sequence, how many of its last rows want logits
   std::vector<size_t> logit_rows;                 // rows that want logits, ascending
   std::vector<Query> queries;                     // cover all rows
   std::vector<Query> logit_queries;               // cover logit_rows, out_row counts them
@@ -44,6 +46,8 @@ struct Batch {
                 position + first_logit, blocks.size());
     for (size_t i = first_logit; i < chunk.size(); ++i) logit_rows.push_back(first + i);
     blocks.push_back(block_ids);
+    lengths.push_back(chunk.size());
+    logit_counts.push_back(n_logits);
   }
 
  private:

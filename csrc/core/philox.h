@@ -7,7 +7,7 @@
 
 namespace gptx {
 
-inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter,
+constexpr std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter,
                                           std::array<uint32_t, 2> key) noexcept {
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53u} * counter[0];
@@ -21,7 +21,7 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter,
 }
 
 // Uniform in [0, 1) with 53 bits, for the token at `position` of a request seeded with `seed`.
-inline double philox_uniform(uint64_t seed, uint64_t position) noexcept {
+constexpr double philox_uniform(uint64_t seed, uint64_t position) noexcept {
   const auto word = philox4x32(
       {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0},
       {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});

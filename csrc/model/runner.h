@@ -39,6 +39,14 @@ struct CpuOptions {
   std::string isa;  // empty: the best one
 };
 
+// How a CUDA runner computes.
+struct CudaOptions {
+  Precision precision = Precision::kFloat32;
+  KvType kv_type = KvType::kFloat32;
+  int ordinal = 0;      // of the device
+  std::string library;  // the path of libgptx_cuda
+};
+
 class Runner {
  public:
   virtual ~Runner() = default;
@@ -64,10 +72,15 @@ std::unique_ptr<Runner> make_cpu_runner(const GptConfig& config, const WeightSou
                                         const StepLimits& limits, size_t kv_blocks,
                                         const CpuOptions& options);
 
+// Weights are copied to the device. Throws DeviceError, OutOfMemoryError.
 std::unique_ptr<Runner> make_cuda_runner(const GptConfig& config, const WeightSource& weights,
-                                         const StepLimits& limits, size_t kv_blocks);
+                                         const StepLimits& limits, size_t kv_blocks, const CudaOptions& options);
 
-// Bytes of one KV block on the CPU, before there is a runner.
+// Bytes of one KV block, before there is a runner.
 size_t cpu_kv_block_bytes(const GptConfig& config, KvType kv_type);
+size_t cuda_kv_block_bytes(const GptConfig& config, const CudaOptions& options);
+
+// What the device has free now.
+uint64_t cuda_free_bytes(const CudaOptions& options);
 
 }  // namespace gptx

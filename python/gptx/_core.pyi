@@ -20,6 +20,10 @@ def checksums(buffers: Sequence[Buffer], threads: int = 1) -> list[int]: ...
 def usable_cpus() -> int: ...
 def usable_isas() -> list[str]: ...
 
+cuda_build: str
+
+def cuda_status(path: str) -> dict[str, object]: ...
+
 class Engine:
     """Requests in, tokens out. Ids are checked again; everything else is checked in Python."""
 
@@ -34,7 +38,9 @@ class Engine:
         isa: str = "",
         precision: str = "",
         kv_cache_dtype: str = "",
-        kv_cache_bytes: int = 0,
+        kv_cache_bytes: int | None = 0,
+        ordinal: int = 0,
+        cuda_library: str = "",
     ) -> None: ...
     def submit(
         self,

@@ -76,6 +76,7 @@ def _parser(*, train: bool) -> argparse.ArgumentParser:
 
     info = _command(commands, "info", _info, "what a .gptx file holds, or what gptx runs on")
     info.add_argument("file", nargs="?", metavar="FILE")
+    info.add_argument("--devices", action="store_true", help="the GPUs, or why there are none")
     info.add_argument("--json", action="store_true", help="one JSON object")
 
     verify = _command(commands, "verify", _verify, "check every byte of a .gptx file")
@@ -126,6 +127,7 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end token")
     parser.add_argument("--threads", type=int, help="default: as many as the machine has cores")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, or auto")
     parser.add_argument(
         "--precision", help="how to compute; default what the weights are stored as"
     )
@@ -145,6 +147,7 @@ def _generate(options: argparse.Namespace) -> int:
     params = gptx.SamplingParams(**chosen)
     model = gptx.load(
         options.model or os.environ.get("GPTX_MODEL"),
+        device=options.device,
         threads=options.threads,
         precision=options.precision,
     )
@@ -184,7 +187,10 @@ def _stream(stream: Stream, prompt: str) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    rows = _about() if options.file is None else _describe_file(options.file)
+    if options.devices:
+        rows = _devices()
+    else:
+        rows = _about() if options.file is None else _describe_file(options.file)
     if options.json:
         print(json.dumps(dict(rows), ensure_ascii=False))
         return 0
@@ -211,9 +217,25 @@ def _about() -> list[tuple[str, str]]:
         ("gptx", _version()),
         ("kernels", f"{_core.usable_isas()[0]} (usable: {', '.join(_core.usable_isas())})"),
         ("threads", str(_core.usable_cpus())),
-        ("cuda", "not in this version"),
+        ("cuda", _core.cuda_build),
         ("extras missing", ", ".join(missing) or "none"),
     ]
+
+
+def _devices() -> list[tuple[str, str]]:
+    from gptx import cuda
+
+    found = cuda.status()
+    rows = [("cuda", found.build), ("usable", "yes" if found.usable else f"no: {found.reason}")]
+    for name, version in (("driver", found.driver_version), ("runtime", found.runtime_version)):
+        text = f"CUDA {version // 1000}.{version % 1000 // 10}" if version else "none"
+        rows.append((name, text))
+    for i, d in enumerate(found.devices):
+        gib = f"{d.free_bytes / 2**30:.1f} of {d.total_bytes / 2**30:.1f} GiB free"
+        code = "" if d.usable else ", no code for it in this build"
+        capability = f"{d.capability // 10}.{d.capability % 10}"
+        rows.append((f"cuda:{i}", f"{d.name}, compute capability {capability}, {gib}{code}"))
+    return rows
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import numbers
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, modelfile
+from gptx import _core, cuda, modelfile
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
+    DeviceError,
     GptxError,
     NonFiniteLogitsError,
     ParameterError,
@@ -36,7 +39,7 @@ from gptx.tokenizer import StopMatcher, Tokenizer, TokenizerSpec
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
-DEVICES = ("cpu", "cuda", "auto")
+_log = logging.getLogger("gptx")
 _MAX_THREADS = 1024
 _KV_CACHE_BYTES = 2 << 30
 
@@ -192,9 +195,9 @@ class Model:
         path: the file it came from.
         precision: how it computes: "float32", "bfloat16", "int8" or "int8-fast".
         kv_cache_dtype: what keys and values are cached as.
-        device: "cpu".
+        device: "cpu", or "cuda:0" and so on.
         threads: how many threads compute.
-        isa: the instruction set of the kernels.
+        isa: the instruction set of the kernels, or "sm_90" and so on.
         parity: the report of the conversion against torch, or None.
     """
 
@@ -207,19 +210,21 @@ class Model:
         isa: str,
         precision: str,
         kv_cache_dtype: str,
-        kv_cache_bytes: int,
+        kv_cache_bytes: int | None,
     ) -> None:
         self.config: GPTConfig = source.config
         self.dtype = source.dtype
         self.path = source.path
         self.parity = source.parity
-        self.device = "cpu"
+        self.device = device
         self._source = source
         self._engine = _core.Engine(
             source.config.to_dict(),
             source.dtype,
             source.tensors,
-            device=device,
+            device=device.partition(":")[0],
+            ordinal=int(device.partition(":")[2] or 0),
+            cuda_library="" if device == "cpu" else str(cuda.library_path()),
             threads=threads,
             isa=isa,
             precision=precision,
@@ -234,10 +239,10 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
+        where = f"{self.threads} threads" if self.device == "cpu" else self.device
         return (
             f"Model({self.path.name!r}, {c.n_params / 1e6:.1f}M parameters, n_layer={c.n_layer}, "
-            f"n_head={c.n_head}, n_embd={c.n_embd}, {self.precision}, {self.isa}, "
-            f"{self.threads} threads)"
+            f"n_head={c.n_head}, n_embd={c.n_embd}, {self.precision}, {self.isa}, {where})"
         )
 
     @property
@@ -380,7 +385,8 @@ def load(
     Args:
         path: a ``.gptx`` file, whose weights are used where they lie in the page cache; or a
             checkpoint that `gptx-convert` reads, converted in memory; None is the built-in demo.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu"; "cuda", or "cuda:1" for another GPU than the first; or "auto", which is "cuda"
+            where that works and else "cpu", with one warning in the log that says why.
         threads: 1 to 1024; default the environment's GPTX_NUM_THREADS, else the least of the CPUs
             the process may use, its cgroup quota and the physical cores.
         isa: kernels to use, such as "scalar" or "avx2"; default GPTX_CPU_ISA, else the best. A
@@ -394,7 +400,8 @@ def load(
         kv_cache_dtype: "float32", "bfloat16" or "int8", the last with a scale for each head and
             position; default float32 with the precision float32, else bfloat16.
         kv_cache_bytes: most memory for cached keys and values; default a quarter of the machine's,
-            at most 2 GiB. One context always fits. It is taken as it is needed.
+            at most 2 GiB, or of what the GPU has free. One context always fits. The CPU takes it as
+            it is needed, a GPU at once.
         verify: check the checksum of every tensor.
 
     Raises:
@@ -403,27 +410,50 @@ def load(
         ConvertError, UnsafeCheckpointError: the checkpoint does not make a GPT-2.
         ParameterError, UnsupportedError, DeviceError: an argument is not possible here.
     """
-    if device not in DEVICES:
-        raise ParameterError("device", device, "one of " + ", ".join(DEVICES))
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", device):
+        raise ParameterError("device", device, "one of cpu, cuda, cuda:N, auto")
     count = _thread_count(threads)
-    if kv_cache_bytes is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        kv_cache_bytes = min(memory // 4, _KV_CACHE_BYTES)
-    elif type(kv_cache_bytes) is not int or kv_cache_bytes < 0:
+    if kv_cache_bytes is not None and (type(kv_cache_bytes) is not int or kv_cache_bytes < 0):
         raise ParameterError("kv_cache_bytes", kv_cache_bytes, "a number of bytes")
     for name, value in (("precision", precision), ("kv_cache_dtype", kv_cache_dtype)):
         if value is not None and not isinstance(value, str):
             raise ParameterError(name, value, "a str or None")
+    if device.startswith("cuda") and isa is not None:
+        raise ParameterError("isa", isa, f"None with device={device!r}: it names kernels of the CPU")
     source = _open(Path(demo_path() if path is None else path), verify=verify)
+    options = {"precision": precision or "", "kv_cache_dtype": kv_cache_dtype or ""}
+    if device != "cpu":
+        name = "cuda:0" if device in ("auto", "cuda") else device
+        try:
+            return Model(
+                source, device=name, threads=0, isa="", kv_cache_bytes=kv_cache_bytes, **options
+            )
+        except DeviceError as error:
+            if device != "auto":
+                raise
+            _warn_once(f"device='auto' is the CPU here: {error}")
     return Model(
         source,
-        device=device,
+        device="cpu",
         threads=count,
         isa=os.environ.get("GPTX_CPU_ISA", "") if isa is None else isa,
-        precision=precision or "",
-        kv_cache_dtype=kv_cache_dtype or "",
-        kv_cache_bytes=kv_cache_bytes,
+        kv_cache_bytes=_cpu_kv_cache_bytes() if kv_cache_bytes is None else kv_cache_bytes,
+        **options,
     )
+
+
+def _cpu_kv_cache_bytes() -> int:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(memory // 4, _KV_CACHE_BYTES)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        _log.warning(text)
 
 
 def generate(

@@ -1,0 +1,130 @@
+/* The library libgptx_cuda as the core sees it: plain C, so that the two can be built by different compilers, and so that
+   other programs can drive it. One function is exported; everything else is reached through what it returns. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GPTX_CUDA_ABI 1
+
+typedef enum {
+  GPTX_CUDA_OK = 0,
+  GPTX_CUDA_PARAMETER = 1,      /* error.param, value, message (what is allowed) */
+  GPTX_CUDA_DEVICE = 2,         /* error.message */
+  GPTX_CUDA_OUT_OF_MEMORY = 3,  /* error.message (for what), need, have */
+  GPTX_CUDA_INTERNAL = 4        /* error.message */
+} gptx_cuda_status;
+
+typedef struct {
+  char message[1024];
+  char param[64];
+  char value[128];
+  uint64_t need, have;
+} gptx_cuda_error;
+
+/* Why the devices can or cannot be used. */
+typedef enum {
+  GPTX_CUDA_USABLE = 0,
+  GPTX_CUDA_NO_DRIVER = 1,
+  GPTX_CUDA_DRIVER_TOO_OLD = 2,
+  GPTX_CUDA_DRIVER_BROKEN = 3,
+  GPTX_CUDA_NO_DEVICE = 4,
+  GPTX_CUDA_OTHER = 5
+} gptx_cuda_state;
+
+typedef struct {
+  gptx_cuda_state state;
+  int32_t driver_version;  /* 13000 for CUDA 13.0; 0 without a driver */
+  int32_t runtime_version; /* what the library was built with */
+  int32_t devices;
+  char message[1024];
+} gptx_cuda_probe;
+
+typedef struct {
+  char name[256];
+  int32_t capability; /* 90 for 9.0 */
+  int32_t multiprocessors;
+  int32_t usable;     /* whether the library has code for it */
+  uint64_t total_bytes, free_bytes;
+} gptx_cuda_device;
+
+typedef struct {
+  const char* name;
+  const void* data;
+  uint64_t bytes;
+} gptx_cuda_tensor;
+
+typedef struct {
+  /* Shape of the model, as in core/config.h. */
+  uint64_t vocab_size, block_size, n_layer, n_head, n_embd, n_inner;
+  const char* activation;
+  float layer_norm_epsilon;
+  int32_t scale_attn_weights, scale_attn_by_inverse_layer_idx, tie_word_embeddings;
+  /* Weights as in docs/model-file.md; they are copied. */
+  int32_t dtype;      /* 0 float32, 1 bfloat16, 2 int8 */
+  const gptx_cuda_tensor* tensors;
+  uint64_t n_tensors;
+  /* How to compute. */
+  int32_t precision;  /* 0 float32, 1 bfloat16, 2 int8, 3 int8-fast */
+  int32_t kv_type;    /* 0 float32, 1 bfloat16, 2 int8 */
+  int32_t device;
+  uint64_t kv_blocks, rows, logit_rows;
+  uint64_t steps_ahead; /* the most tokens of a step of several */
+} gptx_cuda_model_options;
+
+/* Consecutive positions of one sequence, of which the last `n_logits` want logits. */
+typedef struct {
+  const int32_t* tokens;
+  uint64_t n_tokens, position;
+  const int32_t* blocks; /* the ids of its KV blocks */
+  uint64_t n_blocks, n_logits;
+} gptx_cuda_part;
+
+typedef struct {
+  uint64_t logit_row, position, seed;
+  double repetition_penalty, temperature, top_p, min_p;
+  int64_t top_k;
+  const int32_t* sequence;
+  uint64_t n_sequence;
+  const int32_t* banned;
+  uint64_t n_banned;
+} gptx_cuda_sample;
+
+typedef struct {
+  const gptx_cuda_part* parts;
+  uint64_t n_parts;
+  const gptx_cuda_sample* samples;
+  uint64_t n_samples;
+  uint64_t length; /* more than 1: every part has one token and one sample, and tokens are fed back */
+} gptx_cuda_step;
+
+typedef struct gptx_cuda_model gptx_cuda_model;
+
+typedef struct {
+  uint32_t abi, size; /* GPTX_CUDA_ABI, sizeof this */
+  const char* version;
+  const char* architectures; /* "80 90 120" */
+  void (*probe)(gptx_cuda_probe* out);
+  gptx_cuda_status (*device)(int32_t index, gptx_cuda_device* out, gptx_cuda_error* error);
+  /* Bytes of one KV block of a model with these options. */
+  uint64_t (*kv_block_bytes)(const gptx_cuda_model_options* options);
+  gptx_cuda_status (*open)(const gptx_cuda_model_options* options, gptx_cuda_model** out, gptx_cuda_error* error);
+  void (*close)(gptx_cuda_model* model);
+  /* Chooses tokens [length, n_samples]; -1 where a logit is not finite. */
+  gptx_cuda_status (*run)(gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
+                          gptx_cuda_error* error);
+  /* Logits [V] of row `row` of those that wanted them in the last step. */
+  gptx_cuda_status (*logits)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
+} gptx_cuda_api;
+
+/* Null where the library does not speak this version. */
+const gptx_cuda_api* gptx_cuda_get_api(uint32_t abi);
+typedef const gptx_cuda_api* (*gptx_cuda_get_api_function)(uint32_t abi);
+
+#ifdef __cplusplus
+}
+#endif

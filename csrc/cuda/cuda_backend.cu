@@ -1,0 +1,187 @@
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+
+#include "cuda/kernels/append_int8.h"
+#include "cuda/kernels/embed.h"
+#include "cuda/kernels/sample.h"
+#include "cuda/launch.h"
+
+namespace gptx::cuda {
+namespace {
+
+// Few queries whose parts are in memory at once.
+constexpr size_t kPartialQueries = 64;
+
+}  // namespace
+
+const MatmulKernels& matmul_kernels(Precision precision) {
+  switch (precision) {
+    case Precision::kFloat32: return k_float32_matmul;
+    case Precision::kBFloat16: return k_bfloat16_matmul;
+    case Precision::kInt8: return k_int8_matmul;
+    case Precision::kInt8Fast: return k_int8_fast_matmul;
+  }
+  return k_float32_matmul;
+}
+
+const AttentionKernels& attention_kernels(KvType type) {
+  switch (type) {
+    case KvType::kFloat32: return k_float32_attention;
+    case KvType::kBFloat16: return k_bfloat16_attention;
+    case KvType::kInt8: return k_int8_attention;
+  }
+  return k_float32_attention;
+}
+
+KvLayout CudaBackend::kv_layout(const GptConfig& config, KvType kv_type) {
+  const auto size = static_cast<int>(config.head_size());
+  return {.head_size = size,
+          .head_width = round_up(size, kPanel),
+          .inputs = attention_kernels(kv_type).inputs,
+          .scaled = kv_type == KvType::kInt8};
+}
+
+size_t CudaBackend::kv_block_bytes(const GptConfig& config, KvType kv_type) {
+  return config.n_layer * config.n_head * kv_layout(config, kv_type).bytes();
+}
+
+CudaBackend::CudaBackend(Device& device, const GptConfig& config, Precision precision, KvType kv_type,
+                         size_t kv_blocks, const TableLimits& limits)
+    : device_(device),
+      n_embd_(static_cast<int>(config.n_embd)),
+      vocab_size_(static_cast<int>(config.vocab_size)),
+      heads_(static_cast<int>(config.n_head)),
+      matmul_(matmul_kernels(precision)),
+      attention_(attention_kernels(kv_type)),
+      kv_layout_(kv_layout(config, kv_type)),
+      kv_blocks_(kv_blocks),
+      tables_(device, limits, !attention_.has_many(device, kv_layout_)) {
+  kv_cache_ = static_cast<std::byte*>(device.allocate(kv_blocks * kv_block_bytes(config, kv_type), "KV cache"));
+  const auto widest = static_cast<int>(std::max(config.n_embd, config.n_inner));
+  const auto groups = static_cast<size_t>(ceil_div(static_cast<int>(limits.rows), kRows));
+  operands_ = static_cast<std::byte*>(
+      device.allocate(groups * static_cast<size_t>(tiles_for(widest, matmul_.inputs)) * matmul_.operand_tile_bytes,
+                      "activations"));
+  scales_ = static_cast<RowScale*>(device.allocate(groups * kRows * sizeof(RowScale), "activations"));
+  const size_t pairs = kPartialQueries * config.n_head;
+  tickets_capacity_ = limits.rows * config.n_head;
+  tickets_ = static_cast<uint32_t*>(device.allocate(tickets_capacity_ * sizeof(uint32_t), "activations"));
+  partials_capacity_ = pairs * limits.context_blocks * static_cast<size_t>(kv_layout_.head_width + 2);
+  partials_ = static_cast<float*>(device.allocate(partials_capacity_ * sizeof(float), "activations"));
+}
+
+RowsView CudaBackend::make_rows(size_t rows, size_t columns) {
+  const int stride = round_up(static_cast<int>(columns), 32);
+  const size_t bytes = rows * static_cast<size_t>(stride) * sizeof(float);
+  return {static_cast<float*>(device_.allocate(bytes, "activations")), stride};
+}
+
+CacheView CudaBackend::cache(size_t layer) const {
+  const size_t layer_bytes = kv_blocks_ * static_cast<size_t>(heads_) * kv_layout_.bytes();
+  return {.blocks = kv_cache_ + layer * layer_bytes,
+          .layout = kv_layout_,
+          .heads = heads_,
+          .positions = tables_.positions(),
+          .block_tables = tables_.block_tables(),
+          .row_tables = tables_.row_tables()};
+}
+
+void CudaBackend::embed(Rows& x, const TokenTable& wte, const PositionTable& wpe, const Batch& batch) {
+  launch(device_, {.x = batch.size(), .threads = 256}, cuda::embed, x, wte.view(), wpe.data, wpe.stride,
+         tables_.tokens(), tables_.positions(), n_embd_);
+}
+
+void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, size_t rows, const Output& out) {
+  const Matrix& w = *linear.weight;
+  LinearTask task{.weights = reinterpret_cast<const uint4*>(w.tiles),
+                  .columns = {linear.bias, w.scale, w.colsum},
+                  .panels = w.panels,
+                  .tiles = w.depth_tiles,
+                  .depth = w.depth,
+                  .rows = static_cast<int>(rows),
+                  .in = in,
+                  .norm = norm,
+                  .operands = nullptr,
+                  .scales = nullptr,
+                  .out = out,
+                  .panels_per_block = 1};
+  if (!matmul_.makes_operands(device_, task)) {
+    matmul_.make_operands(device_, operands_, scales_, in, norm, task.rows, task.depth, task.tiles);
+    task.operands = operands_;
+    task.scales = scales_;
+    task.norm = {};
+  }
+  (task.rows <= kFewRows ? matmul_.linear_few : matmul_.linear_many)(device_, task);
+}
+
+void CudaBackend::norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows) {
+  run(x, norm, linear, rows,
+      {.kind = Output::kStore,
+       .activation = linear.activation,
+       .rows = out,
+       .columns = std::min(out.stride, linear.weight->panels * kPanel),
+       .cache = {}});
+}
+
+void CudaBackend::add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows) {
+  run(act, {}, linear, rows,
+      {.kind = Output::kAdd,
+       .activation = Activation::kNone,
+       .rows = x,
+       .columns = std::min(x.stride, linear.weight->panels * kPanel),
+       .cache = {}});
+}
+
+void CudaBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& norm, const Linear& c_attn,
+                                 size_t layer, float scale, const Batch& batch, std::span<const Query> queries) {
+  const CacheView cache = this->cache(layer);
+  run(x, norm, c_attn, batch.size(),
+      {.kind = Output::kQkv,
+       .activation = Activation::kNone,
+       .rows = qkv,
+       .columns = 3 * heads_ * kv_layout_.head_width,
+       .cache = cache});
+  if (kv_layout_.scaled) {
+    launch(device_, {.x = batch.size(), .y = static_cast<size_t>(heads_), .threads = 2 * kWarp}, append_int8, qkv,
+           cache);
+  }
+  const QueryList& list =
+      queries.data() == batch.queries.data() ? tables_.queries() : tables_.logit_queries();
+  AttentionTask task{.qkv = qkv,
+                     .out = y,
+                     .cache = cache,
+                     .queries = list.many,
+                     .scale = scale,
+                     .few_rows = list.few_rows,
+                     .partials = partials_,
+                     .tickets = tickets_};
+  if (list.many_count > 0) attention_.many(device_, task, list.many_count);
+  if (list.few_count > 0) attend_few(task, list);
+}
+
+// As many at a time as their parts have room.
+void CudaBackend::attend_few(AttentionTask task, const QueryList& list) {
+  const size_t floats = static_cast<size_t>(heads_) * list.few_blocks * static_cast<size_t>(list.few_rows) *
+                        static_cast<size_t>(kv_layout_.head_width + 2);
+  const size_t at_once = std::max<size_t>(1, partials_capacity_ / floats);
+  for (size_t i = 0; i < list.few_count; i += at_once) {
+    task.queries = list.few + i;
+    attention_.few(device_, task, std::min(at_once, list.few_count - i), list.few_blocks);
+  }
+}
+
+void CudaBackend::keep_logit_rows(Rows& x, const Batch& batch) {
+  const int threads = 128;
+  launch(device_, {.x = static_cast<size_t>(ceil_div(n_embd_, threads)), .threads = threads}, keep_rows, x,
+         tables_.logit_rows(), static_cast<int>(batch.logit_rows.size()), n_embd_);
+}
+
+void CudaBackend::sample(const Rows& logits) {
+  if (tables_.samples() == 0) return;
+  launch(device_,
+         {.x = tables_.samples(), .threads = kSampleThreads, .shared_bytes = sample_shared_bytes(vocab_size_)},
+         cuda::sample, tables_.sample_step(logits, vocab_size_));
+}
+
+}  // namespace gptx::cuda

@@ -1,0 +1,75 @@
+// The CUDA backend: the operations of the model, put into the queue of a device.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "core/config.h"
+#include "cuda/device.h"
+#include "cuda/kernel_table.h"
+#include "cuda/matrix.h"
+#include "cuda/step_tables.h"
+
+namespace gptx::cuda {
+
+struct LinearView {
+  const Matrix* weight;
+  const float* bias;  // [N], or null
+  Activation activation;
+};
+
+struct PositionView {
+  const float* data;  // [block_size, stride]
+  int stride;
+};
+
+class CudaBackend {
+ public:
+  using Rows = RowsView;
+  using TokenTable = Matrix;
+  using PositionTable = PositionView;
+  using Norm = cuda::Norm;
+  using Linear = LinearView;
+
+  CudaBackend(Device& device, const GptConfig& config, Precision precision, KvType kv_type, size_t kv_blocks,
+              const TableLimits& limits);
+
+  static KvLayout kv_layout(const GptConfig& config, KvType kv_type);
+  static size_t kv_block_bytes(const GptConfig& config, KvType kv_type);
+
+  // Float rows of this backend's memory.
+  Rows make_rows(size_t rows, size_t columns);
+
+  void embed(Rows& x, const TokenTable& wte, const PositionTable& wpe, const Batch& batch);
+  void self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& norm, const Linear& c_attn, size_t layer,
+                      float scale, const Batch& batch, std::span<const Query> queries);
+  void norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows);
+  void add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows);
+  void keep_logit_rows(Rows& x, const Batch& batch);
+  // One token for each sample of the tables; logits may change.
+  void sample(const Rows& logits);
+
+  StepTables& tables() { return tables_; }
+
+ private:
+  CacheView cache(size_t layer) const;
+  void run(const Rows& in, const Norm& norm, const Linear& linear, size_t rows, const Output& out);
+  void attend_few(AttentionTask task, const QueryList& list);
+
+  Device& device_;
+  int n_embd_, vocab_size_, heads_;
+  const MatmulKernels& matmul_;
+  const AttentionKernels& attention_;
+  KvLayout kv_layout_;
+  size_t kv_blocks_;
+  std::byte* kv_cache_;      // [L, blocks, heads, KvLayout]
+  std::byte* operands_;      // of the rows of a step
+  RowScale* scales_;
+  float* partials_;          // of attention
+  size_t partials_capacity_;  // in floats
+  uint32_t* tickets_;
+  size_t tickets_capacity_;
+  StepTables tables_;
+};
+
+}  // namespace gptx::cuda

@@ -1,0 +1,196 @@
+#include "cuda/device.h"
+
+#include <cuda_runtime.h>
+
+#include <unistd.h>
+
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "core/error.h"
+
+namespace gptx::cuda {
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  // Clears what is not lasting, so that the next call does not report it again.
+  static_cast<void>(cudaGetLastError());
+  throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) +
+                    ")");
+}
+
+// From this capability on a kernel can begin before the one in front has ended.
+constexpr int kOverlap = 90;
+// What a block can have without asking for more.
+constexpr size_t kPlainSharedBytes = 48 * 1024;
+
+}  // namespace
+
+class Device::Recording {
+ public:
+  ~Recording() {
+    if (executable != nullptr) static_cast<void>(cudaGraphExecDestroy(executable));
+  }
+  cudaGraphExec_t executable = nullptr;
+};
+
+struct Device::State {
+  int ordinal = 0;
+  pid_t process = getpid();
+  DeviceProperties properties;
+  cudaStream_t stream = nullptr;
+  std::vector<void*> memory, host_memory;
+  void* staging = nullptr;
+  size_t staging_bytes = 0;
+  bool after_kernel = false;  // whether the last thing in the queue is a kernel
+  std::set<const void*> large_kernels;
+
+  // Every use begins here: the device is per thread, and no context survives a fork.
+  void use() {
+    if (getpid() != process) {
+      throw DeviceError(
+          "CUDA was opened before this process was forked, which it does not survive; start processes with the "
+          "method \"spawn\", or load the model in the child");
+    }
+    check(cudaSetDevice(ordinal), "choosing the device");
+  }
+};
+
+Device::Device(int ordinal) : state_(std::make_unique<State>()) {
+  state_->ordinal = ordinal;
+  state_->use();
+  cudaDeviceProp p;
+  check(cudaGetDeviceProperties(&p, ordinal), "reading its properties");
+  state_->properties = {p.name, 10 * p.major + p.minor, p.multiProcessorCount, p.sharedMemPerBlockOptin};
+  check(cudaStreamCreateWithFlags(&state_->stream, cudaStreamNonBlocking), "making a stream");
+}
+
+Device::~Device() {
+  if (getpid() != state_->process) return;
+  // At the end of a process the driver may be gone already; then there is nothing left to free.
+  if (cudaSetDevice(state_->ordinal) != cudaSuccess) return;
+  static_cast<void>(cudaStreamSynchronize(state_->stream));
+  static_cast<void>(cudaStreamDestroy(state_->stream));
+  for (void* p : state_->memory) static_cast<void>(cudaFree(p));
+  for (void* p : state_->host_memory) static_cast<void>(cudaFreeHost(p));
+  static_cast<void>(cudaFree(state_->staging));
+}
+
+const DeviceProperties& Device::properties() const { return state_->properties; }
+
+size_t Device::free_bytes() const {
+  state_->use();
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for its free memory");
+  return free;
+}
+
+void* Device::allocate(size_t bytes, const char* what) {
+  state_->use();
+  void* p = nullptr;
+  bytes = bytes == 0 ? 1 : bytes;
+  const cudaError_t status = cudaMalloc(&p, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    throw OutOfMemoryError(std::string(what) + " on the device", bytes, free_bytes());
+  }
+  check(status, "allocating memory");
+  state_->memory.push_back(p);
+  zero(p, bytes);
+  return p;
+}
+
+void* Device::staging(size_t bytes) {
+  synchronize();
+  if (bytes > state_->staging_bytes) {
+    check(cudaFree(std::exchange(state_->staging, nullptr)), "freeing memory");
+    state_->staging_bytes = 0;
+    check(cudaMalloc(&state_->staging, bytes), "allocating memory to pack weights");
+    state_->staging_bytes = bytes;
+  }
+  return state_->staging;
+}
+
+void* Device::allocate_host(size_t bytes) {
+  state_->use();
+  void* p = nullptr;
+  check(cudaMallocHost(&p, bytes == 0 ? 1 : bytes), "allocating memory of the host");
+  state_->host_memory.push_back(p);
+  return p;
+}
+
+void Device::upload(void* device, const void* host, size_t bytes) {
+  state_->use();
+  state_->after_kernel = false;
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, state_->stream), "copying to the device");
+}
+
+void Device::download(void* host, const void* device, size_t bytes) {
+  state_->use();
+  state_->after_kernel = false;
+  check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state_->stream), "copying from the device");
+}
+
+void Device::zero(void* device, size_t bytes) {
+  state_->use();
+  state_->after_kernel = false;
+  check(cudaMemsetAsync(device, 0, bytes, state_->stream), "clearing memory");
+}
+
+void Device::launch(const LaunchShape& shape, const void* kernel, void** arguments) {
+  State& s = *state_;
+  s.use();
+  if (shape.shared_bytes > kPlainSharedBytes && s.large_kernels.insert(kernel).second) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(s.properties.shared_bytes)),
+          "giving a kernel more shared memory");
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(shape.x), static_cast<unsigned>(shape.y), static_cast<unsigned>(shape.z));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = s.stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = s.after_kernel && s.properties.capability >= kOverlap ? 1 : 0;
+  check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
+  s.after_kernel = true;
+}
+
+void Device::synchronize() {
+  state_->use();
+  check(cudaStreamSynchronize(state_->stream), "running the queue");
+}
+
+std::shared_ptr<Device::Recording> Device::record(const std::function<void()>& enqueue) {
+  state_->use();
+  state_->after_kernel = false;
+  check(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal), "recording a step");
+  cudaGraph_t graph = nullptr;
+  try {
+    enqueue();
+  } catch (...) {
+    static_cast<void>(cudaStreamEndCapture(state_->stream, &graph));
+    if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+    throw;
+  }
+  check(cudaStreamEndCapture(state_->stream, &graph), "recording a step");
+  auto recording = std::make_shared<Recording>();
+  const cudaError_t status = cudaGraphInstantiate(&recording->executable, graph, 0);
+  static_cast<void>(cudaGraphDestroy(graph));
+  check(status, "preparing a recorded step");
+  state_->after_kernel = false;
+  return recording;
+}
+
+void Device::run(const Recording& recording) {
+  state_->use();
+  state_->after_kernel = false;
+  check(cudaGraphLaunch(recording.executable, state_->stream), "running a recorded step");
+}
+
+}  // namespace gptx::cuda

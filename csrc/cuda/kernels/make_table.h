@@ -1,0 +1,96 @@
+// From a Product to the kernels of its precision: shapes of launches, and the variant for the number of rows.
+#pragma once
+
+#include "cuda/kernel_table.h"
+#include "cuda/launch.h"
+
+namespace gptx::cuda {
+
+inline constexpr int kFewWarps = 12;  // of a block, at most
+
+template <class P, int Groups>
+LaunchShape few_shape(const Device& device, LinearTask& task) {
+  const int chains = ceil_div(task.tiles, P::kChainTiles);
+  // Two blocks for each multiprocessor; the sums of a block in 48 KiB.
+  const int wanted = ceil_div(task.panels, 2 * device.properties().multiprocessors);
+  const int most = max(1, 48 * 1024 / (chains * Groups * kTileBytes));
+  task.panels_per_block = min(wanted, most);
+  const int items = task.panels_per_block * chains;
+  return {.x = static_cast<size_t>(ceil_div(task.panels, task.panels_per_block)),
+          .threads = min(items, kFewWarps) * kWarp,
+          .shared_bytes = FewLayout<P, Groups>{task.tiles, task.norm_depth(), items}.bytes(task.rows)};
+}
+
+template <class P, int Groups>
+void launch_few(Device& device, LinearTask task) {
+  const LaunchShape shape = few_shape<P, Groups>(device, task);
+  launch(device, shape, linear_few<P, Groups>, task);
+}
+
+template <class P>
+constexpr MatmulKernels make_matmul() {
+  return {
+      .inputs = P::kInputs,
+      .operand_tile_bytes = kOperandTileBytes<P>,
+      .make_operands =
+          [](Device& device, std::byte* operands, RowScale* scales, const RowsView& in, const Norm& norm,
+             int rows, int columns, int tiles) {
+            const LaunchShape shape{.x = static_cast<size_t>(ceil_div(rows, kRows)), .threads = kRows * kWarp};
+            launch(device, shape, make_operands<P>, operands, scales, in, norm, rows, columns, tiles);
+          },
+      .makes_operands =
+          [](const Device& device, const LinearTask& task) {
+            LinearTask copy = task;
+            return task.rows <= kRows &&
+                   few_shape<P, 1>(device, copy).shared_bytes <= device.properties().shared_bytes;
+          },
+      .linear_few =
+          [](Device& device, const LinearTask& task) {
+            if (task.operands == nullptr) return launch_few<P, 1>(device, task);
+            if (task.rows <= 2 * kRows) return launch_few<P, 2>(device, task);
+            if (task.rows <= 4 * kRows) return launch_few<P, 4>(device, task);
+            launch_few<P, 8>(device, task);
+          },
+      .linear_many =
+          [](Device& device, const LinearTask& task) {
+            const LaunchShape shape{.x = static_cast<size_t>(ceil_div(task.panels, kManyPanels)),
+                                    .y = static_cast<size_t>(ceil_div(task.rows, kManyGroups * kRows)),
+                                    .threads = kManyThreads,
+                                    .shared_bytes = kManyStages * kManyStageBytes<P>};
+            launch(device, shape, linear_many<P>, task);
+          },
+  };
+}
+
+inline constexpr int kManyQueryGroups = kBlock / kRows;
+
+template <class P>
+constexpr AttentionKernels make_attention() {
+  return {
+      .inputs = P::kInputs,
+      .has_many =
+          [](const Device& device, const KvLayout& kv) {
+            return AttentionLayout<P, kManyQueryGroups>{kv}.bytes() <= device.properties().shared_bytes;
+          },
+      .many =
+          [](Device& device, const AttentionTask& task, size_t queries) {
+            const LaunchShape shape{
+                .x = queries,
+                .y = static_cast<size_t>(task.cache.heads),
+                .threads = kAttentionThreads,
+                .shared_bytes = AttentionLayout<P, kManyQueryGroups>{task.cache.layout}.bytes()};
+            launch(device, shape, attend_many<P, kManyQueryGroups>, task);
+          },
+      .few =
+          [](Device& device, const AttentionTask& task, size_t queries, size_t blocks) {
+            const LaunchShape shape{.x = blocks,
+                                    .y = static_cast<size_t>(task.cache.heads),
+                                    .z = queries,
+                                    .threads = kAttentionThreads,
+                                    .shared_bytes = AttentionLayout<P, 1>{task.cache.layout}.bytes()};
+            launch(device, shape, attend_few<P>, task);
+          },
+  };
+}
+
+}  // namespace gptx::cuda

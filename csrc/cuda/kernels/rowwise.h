@@ -1,0 +1,106 @@
+// What is done to one row at a time: layer norm, rounding to operands.
+#pragma once
+
+#include "cuda/kernels/products.h"
+#include "cuda/kernels/vocabulary.h"
+#include "cuda/layout.h"
+
+namespace gptx::cuda {
+
+// The sum over the lanes of a warp, in one order for all.
+GPTX_DEVICE float warp_sum(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+GPTX_DEVICE float warp_max(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor(x, mask));
+  return x;
+}
+
+// What is made of a row before it is multiplied.
+struct Norm {
+  const float* gain;  // [C]; null: the row as it is
+  const float* bias;
+  float epsilon;
+};
+
+// x -> (x - mean) / sqrt(variance + epsilon) * gain + bias (Ba et al., 2016).
+struct Normal {
+  const float* x;
+  Norm norm;
+  float mean = 0.0f, inverse = 1.0f;
+
+  // One warp together.
+  GPTX_DEVICE Normal(const float* row, const Norm& n, int columns) : x(row), norm(n) {
+    if (norm.gain == nullptr) return;
+    float sum = 0.0f;
+    for (int i = lane_index(); i < columns; i += kWarp) sum += x[i];
+    mean = warp_sum(sum) / static_cast<float>(columns);
+    float squares = 0.0f;
+    for (int i = lane_index(); i < columns; i += kWarp) squares = fmaf(x[i] - mean, x[i] - mean, squares);
+    inverse = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(columns) + norm.epsilon);
+  }
+  GPTX_DEVICE float operator()(int i) const {
+    return norm.gain == nullptr ? x[i] : fmaf((x[i] - mean) * inverse, norm.gain[i], norm.bias[i]);
+  }
+};
+
+// A row whose values span less than this is a row of zeros.
+inline constexpr float kSmallest = 0x1p-100f;
+
+// One warp writes a row as operand `row`, zeros behind its end, and returns how it was rounded.
+template <class P>
+GPTX_DEVICE RowScale write_operand(std::byte* operands, const Normal& value, int row, int columns, int tiles) {
+  RowScale scale{1.0f, 0};
+  float inverse = 0.0f;
+  if constexpr (P::kScaledRows) {
+    float least = 0.0f, most = 0.0f, check = 0.0f;
+    for (int i = lane_index(); i < columns; i += kWarp) {
+      const float x = value(i);
+      least = fminf(least, x);
+      most = fmaxf(most, x);
+      check = fmaf(x, 0.0f, check);  // NaN if anything is not finite
+    }
+    least = -warp_max(-least);
+    const float range = warp_max(most) - least + warp_sum(check);
+    scale.scale = range < kSmallest ? 0.0f : range / 255.0f;
+    if (range >= kSmallest) {
+      inverse = 255.0f / range;
+      scale.zero = round_to_int(-least * inverse);
+    }
+  }
+  for (int line = lane_index(); line < tiles * kTileLines; line += kWarp) {
+    float x[P::kInputs];
+#pragma unroll
+    for (int e = 0; e < P::kInputs; ++e) {
+      const int k = line * P::kInputs + e;
+      x[e] = k < columns ? value(k) : 0.0f;
+    }
+    P::store(operands + operand_offset(row, line, tiles, kLaneBytes<P>), x, scale, inverse);
+  }
+  return scale;
+}
+
+// Rows of floats [rows, stride] in device memory.
+struct RowsView {
+  float* data;
+  int stride;
+  constexpr float* row(int i) const { return data + static_cast<size_t>(i) * static_cast<size_t>(stride); }
+};
+
+// Operands of many rows: a warp for each.
+template <class P>
+GPTX_KERNEL void make_operands(std::byte* operands, RowScale* scales, RowsView in, Norm norm, int rows,
+                               int columns, int tiles) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int row = block_x() * warp_count() + warp_index();
+  if (row >= rows) return;
+  const Normal value(in.row(row), norm, columns);
+  const RowScale scale = write_operand<P>(operands, value, row, columns, tiles);
+  if (lane_index() == 0) scales[row] = scale;
+}
+
+}  // namespace gptx::cuda

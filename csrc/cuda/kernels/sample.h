@@ -1,0 +1,274 @@
+// From logits to a token, one block of threads for each: the choice of csrc/cpu/sampler.cpp for the same logits, without
+// sorting. Probabilities are float64; sums that decide what is kept are integers, so that their order does not matter.
+#pragma once
+
+#include "core/philox.h"
+#include "core/sampling.h"
+#include "cuda/kernels/sample_items.h"
+#include "cuda/kernels/vocabulary.h"
+
+namespace gptx::cuda {
+
+inline constexpr int kSampleThreads = 1024;
+inline constexpr int kSampleWarps = kSampleThreads / kWarp;
+inline constexpr int kDigits = 256;  // a key is four of them
+
+// Floats in the order of unsigned integers.
+GPTX_DEVICE uint32_t key_of(float x) {
+  const uint32_t bits = as_bits(x);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+GPTX_DEVICE float float_of_key(uint32_t key) {
+  return as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+struct SampleShared {
+  uint64_t histogram[kDigits];
+  uint64_t warps[kSampleWarps];
+  double chunk_sums[kSampleThreads];
+  double group_sums[kSampleWarps];
+  int32_t tie_ranks[kSampleThreads];  // ties among the ids of the threads before
+  uint32_t key;    // the least that is kept
+  uint64_t above;  // weight or number of what has a larger key
+  uint64_t most;   // reduced value
+};
+constexpr size_t sample_shared_bytes(int vocab_size) {
+  return sizeof(SampleShared) + static_cast<size_t>(ceil_div(vocab_size, 32)) * sizeof(uint32_t);
+}
+
+// The largest of all threads' values.
+GPTX_DEVICE uint64_t block_max(SampleShared& s, uint64_t x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint64_t other = shuffle_xor(x, mask);
+    x = other > x ? other : x;
+  }
+  if (lane_index() == 0) s.warps[warp_index()] = x;
+  sync_block();
+  if (thread_index() == 0) {
+    for (int w = 1; w < kSampleWarps; ++w) x = s.warps[w] > x ? s.warps[w] : x;
+    s.most = x;
+  }
+  sync_block();
+  x = s.most;
+  sync_block();
+  return x;
+}
+
+// The sum of the values of the threads before this one.
+GPTX_DEVICE int32_t block_sum_before(SampleShared& s, int32_t x) {
+  int32_t sum = x;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int32_t other = shuffle(sum, lane_index() - step);
+    if (lane_index() >= step) sum += other;
+  }
+  if (lane_index() == kWarp - 1) s.warps[warp_index()] = static_cast<uint64_t>(sum);
+  sync_block();
+  int32_t before = sum - x;
+  for (int w = 0; w < warp_index(); ++w) before += static_cast<int32_t>(s.warps[w]);
+  sync_block();
+  return before;
+}
+
+struct Sampling {
+  SampleShared& shared;
+  float* const logits;
+  const int n;
+  const SampleItem& item;
+  double top = 0.0;       // the largest logit
+  uint32_t least = 0;     // the least key that is kept
+  int32_t ties = 0;       // how many of that key are kept, in the order of their ids
+  double fixed_point = 0;
+
+  GPTX_DEVICE double probability(int i) const { return exp((static_cast<double>(logits[i]) - top) / item.temperature); }
+
+  // Makes `least` the largest key for which the keys not below it weigh at least `target`, from 1 to the weight of all.
+  template <class Weight>
+  GPTX_DEVICE void descend(uint64_t target, Weight weight) {
+    uint32_t prefix = 0, mask = 0;
+    uint64_t above = 0;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      for (int i = thread_index(); i < kDigits; i += kSampleThreads) shared.histogram[i] = 0;
+      sync_block();
+      for (int i = thread_index(); i < n; i += kSampleThreads) {
+        const uint32_t key = key_of(logits[i]);
+        if ((key & mask) != prefix || key < least) continue;
+        atomic_add(reinterpret_cast<unsigned long long*>(&shared.histogram[key >> shift & 0xffu]),
+                   static_cast<unsigned long long>(weight(i)));
+      }
+      sync_block();
+      if (warp_index() == 0) {
+        // Each lane has eight digits; the lane where the target is reached from above goes through its own.
+        constexpr int kOwn = kDigits / kWarp;
+        const uint64_t* const own = shared.histogram + lane_index() * kOwn;
+        uint64_t sum = 0;
+        for (int i = 0; i < kOwn; ++i) sum += own[i];
+        uint64_t before = above;  // with the lanes above this one
+        for (int lane = kWarp - 1; lane > 0; --lane) {
+          const uint64_t other = shuffle(sum, lane);
+          if (lane > lane_index()) before += other;
+        }
+        if (before < target && before + sum >= target) {
+          int digit = kOwn - 1;
+          while (before + own[digit] < target) before += own[digit--];
+          shared.key = prefix | static_cast<uint32_t>(lane_index() * kOwn + digit) << shift;
+          shared.above = before;
+        }
+      }
+      sync_block();
+      prefix = shared.key;
+      above = shared.above;
+      mask |= 0xffu << shift;
+    }
+    least = prefix;
+    sync_block();
+  }
+
+  GPTX_DEVICE bool allowed(int i) const { return logits[i] != -INFINITY; }
+
+  GPTX_DEVICE void keep_top_k() {
+    if (item.top_k > 0 && item.top_k < n) descend(static_cast<uint64_t>(item.top_k), [](int) { return 1; });
+    ties = n;
+  }
+
+  GPTX_DEVICE void keep_top_p() {
+    if (!(item.top_p < 1.0)) return;
+    const auto weight = [&](int i) { return static_cast<uint64_t>(allowed(i) ? probability(i) * fixed_point : 0.0); };
+    if (thread_index() == 0) shared.most = 0;
+    sync_block();
+    uint64_t mine = 0;
+    for (int i = thread_index(); i < n; i += kSampleThreads) {
+      if (key_of(logits[i]) >= least) mine += weight(i);
+    }
+    atomic_add(reinterpret_cast<unsigned long long*>(&shared.most), static_cast<unsigned long long>(mine));
+    sync_block();
+    const double wanted = item.top_p * static_cast<double>(shared.most);
+    uint64_t target = static_cast<uint64_t>(wanted) + (wanted > floor(wanted) ? 1 : 0);
+    target = target > shared.most ? shared.most : (target < 1 ? 1 : target);
+    descend(target, weight);
+    // Of equal logits as many as it takes, at least one.
+    const uint64_t each = static_cast<uint64_t>(
+        exp((static_cast<double>(float_of_key(least)) - top) / item.temperature) * fixed_point);
+    const uint64_t rest = target > shared.above ? target - shared.above : 1;
+    const uint64_t count = each == 0 ? 1 : (rest + each - 1) / each;
+    ties = static_cast<int32_t>(count < static_cast<uint64_t>(n) ? count : static_cast<uint64_t>(n));
+    sync_block();
+  }
+
+  // Threads have consecutive ids each, so that ties and sums go in the order of the ids.
+  GPTX_DEVICE int32_t draw(double u) {
+    const int each = ceil_div(n, kSampleThreads);
+    const int begin = thread_index() * each;
+    const int end = begin + each < n ? begin + each : n;
+    int32_t mine = 0;
+    for (int i = begin; i < end; ++i) mine += key_of(logits[i]) == least;
+    shared.tie_ranks[thread_index()] = block_sum_before(shared, mine);
+    // Calls f(i, p) for what is kept of a thread's ids.
+    const auto for_each_kept = [&](int first, int last, int rank, auto f) {
+      for (int i = first; i < last; ++i) {
+        const uint32_t key = key_of(logits[i]);
+        if (key < least || !allowed(i) || (key == least && rank++ >= ties)) continue;
+        const double p = probability(i);
+        if (!(p < item.min_p) && !f(i, p)) return;
+      }
+    };
+    double sum = 0.0;
+    int32_t last = -1;
+    for_each_kept(begin, end, shared.tie_ranks[thread_index()], [&](int i, double p) {
+      sum += p;
+      last = i;
+      return true;
+    });
+    shared.chunk_sums[thread_index()] = sum;
+    sync_block();
+    if (thread_index() < kSampleWarps) {
+      double group = 0.0;
+      for (int i = 0; i < kWarp; ++i) group += shared.chunk_sums[thread_index() * kWarp + i];
+      shared.group_sums[thread_index()] = group;
+    }
+    const auto fallback = static_cast<int32_t>(block_max(shared, static_cast<uint64_t>(last + 1))) - 1;
+    if (thread_index() != 0) return fallback;
+    double total = 0.0;
+    for (int w = 0; w < kSampleWarps; ++w) total += shared.group_sums[w];
+    double rest = u * total;
+    int group = 0;
+    while (group < kSampleWarps && rest >= shared.group_sums[group]) rest -= shared.group_sums[group++];
+    int chunk = group * kWarp;
+    while (chunk < kSampleThreads && rest >= shared.chunk_sums[chunk]) rest -= shared.chunk_sums[chunk++];
+    int32_t token = fallback;
+    if (chunk == kSampleThreads) return fallback;
+    const int first = chunk * each;
+    for_each_kept(first, first + each < n ? first + each : n, shared.tie_ranks[chunk], [&](int i, double p) {
+      rest -= p;
+      if (rest >= 0) return true;
+      token = i;
+      return false;
+    });
+    return token;
+  }
+};
+
+// Of every id of the sequence once (Keskar et al., 2019).
+GPTX_DEVICE void penalize(float* logits, const int32_t* ids, int begin, int end, double penalty, uint32_t* seen,
+                          int vocab_size) {
+  for (int i = thread_index(); i < ceil_div(vocab_size, 32); i += kSampleThreads) seen[i] = 0;
+  sync_block();
+  for (int i = begin + thread_index(); i < end; i += kSampleThreads) {
+    const uint32_t bit = 1u << ids[i] % 32;
+    if (atomic_or(&seen[ids[i] / 32], bit) & bit) continue;
+    const double logit = static_cast<double>(logits[ids[i]]);
+    logits[ids[i]] = static_cast<float>(logit > 0 ? logit / penalty : logit * penalty);
+  }
+  sync_block();
+}
+
+GPTX_KERNEL void __launch_bounds__(kSampleThreads) sample(SampleStep step) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  auto& shared = *reinterpret_cast<SampleShared*>(shared_memory());
+  SampleItem& item = step.items[block_x()];
+  float* const logits = step.logits.row(item.logit_row);
+  const int n = step.vocab_size;
+  const int me = thread_index();
+
+  bool finite = true;
+  for (int i = me; i < n; i += kSampleThreads) finite = finite && fabsf(logits[i]) <= 3.4028234e38f;
+  const bool failed = block_max(shared, finite ? 0 : 1) != 0;
+  if (!failed && item.repetition_penalty != 1.0) {
+    auto* const seen = reinterpret_cast<uint32_t*>(shared_memory() + sizeof(SampleShared));
+    penalize(logits, item.ids, item.sequence_begin, item.sequence_end, item.repetition_penalty, seen, n);
+  }
+  for (int i = item.banned_begin + me; i < item.banned_end; i += kSampleThreads) logits[item.ids[i]] = -INFINITY;
+  sync_block();
+
+  uint64_t best = 0;  // the first of the largest: a larger key, then a lower id
+  for (int i = me; i < n; i += kSampleThreads) {
+    const uint64_t key = uint64_t{key_of(logits[i])} << 32 | (0xffffffffu - static_cast<uint32_t>(i));
+    best = key > best ? key : best;
+  }
+  best = block_max(shared, best);
+  auto token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
+  if (!failed && item.temperature != 0.0) {
+    Sampling sampling{shared, logits, n, item};
+    sampling.top = static_cast<double>(float_of_key(static_cast<uint32_t>(best >> 32)));
+    int bits = 1;
+    while (bits < 31 && n >> bits != 0) ++bits;
+    sampling.fixed_point = static_cast<double>(uint64_t{1} << (62 - bits));
+    sampling.keep_top_k();
+    sampling.keep_top_p();
+    token = sampling.draw(philox_uniform(item.seed, item.position));
+  }
+  if (me != 0) return;
+  if (failed) token = kNoToken;
+  const auto items = static_cast<size_t>(grid_x());
+  step.chosen[static_cast<size_t>(item.taken) * items + static_cast<size_t>(block_x())] = token;
+  ++item.taken;
+  ++item.position;
+  if (item.feed_row < 0) return;
+  step.tokens[item.feed_row] = token < 0 ? 0 : token;
+  ++step.positions[item.feed_row];
+  ++step.queries[item.feed_row].position;
+}
+
+}  // namespace gptx::cuda

@@ -1,0 +1,142 @@
+// What kernels ask of the hardware. The tests bring the same vocabulary for a CPU
+// (tests/native/cuda/emulated_vocabulary.h), so that every kernel also runs where there is no GPU.
+#pragma once
+
+#ifdef GPTX_EMULATED_CUDA
+#include "emulated_vocabulary.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#define GPTX_KERNEL __global__
+#define GPTX_DEVICE __device__ __forceinline__
+
+namespace gptx::cuda {
+
+inline constexpr int kWarp = 32;
+
+GPTX_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+GPTX_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
+GPTX_DEVICE int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+GPTX_DEVICE int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
+GPTX_DEVICE int warp_count() { return static_cast<int>(blockDim.x) / kWarp; }
+GPTX_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
+GPTX_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+GPTX_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
+GPTX_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
+
+GPTX_DEVICE void sync_block() { __syncthreads(); }
+GPTX_DEVICE void sync_warp() { __syncwarp(); }
+
+// The value of the lane whose index differs by `mask`.
+template <class T>
+GPTX_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// The value of lane `lane` modulo 32.
+template <class T>
+GPTX_DEVICE T shuffle(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+
+// The shared memory of the block, as long as the launch said.
+GPTX_DEVICE std::byte* shared_memory() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return reinterpret_cast<std::byte*>(bytes);
+}
+
+// Programmatic dependent launch (CUDA C++ Programming Guide): the next kernel may start now; and everything
+// before this kernel is complete and visible. Between the two only weights may be read.
+GPTX_DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+GPTX_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// c += a b: a 16 x 8 words, b 8 words x 8, both in fragments (PTX ISA, "Matrix fragments for mma"). For bytes, those
+// of a are signed and those of b are not.
+GPTX_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+GPTX_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+GPTX_DEVICE void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The nearest number with 10 bits of mantissa, ties away from zero.
+GPTX_DEVICE float round_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+}
+
+// Two floats as bfloat16, ties to even; `low` in the lower half.
+GPTX_DEVICE uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// Four bytes chosen from the eight of (low, high), a nibble of `selector` each.
+GPTX_DEVICE uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+GPTX_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+GPTX_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
+GPTX_DEVICE int32_t round_to_int(float x) { return __float2int_rn(x); }
+
+// 16 bytes from global to shared memory without waiting; zeros where `exists` is false.
+GPTX_DEVICE void copy_16_bytes_async(void* shared, const void* global, bool exists) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(exists ? 16 : 0)
+               : "memory");
+}
+GPTX_DEVICE void close_async_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `Pending` of this thread's groups are under way.
+template <int Pending>
+GPTX_DEVICE void wait_async_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// 16 bytes that are read once: they do not displace what others share.
+GPTX_DEVICE uint4 load_streamed(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// Adds one and returns what was there; what this thread wrote before is visible to who sees the sum.
+GPTX_DEVICE uint32_t take_ticket(uint32_t* counter) {
+  __threadfence();
+  const uint32_t before = atomicAdd(counter, 1u);
+  __threadfence();
+  return before;
+}
+
+template <class T>
+GPTX_DEVICE T atomic_add(T* p, T value) {
+  return atomicAdd(p, value);
+}
+GPTX_DEVICE uint32_t atomic_or(uint32_t* p, uint32_t bits) { return atomicOr(p, bits); }
+
+}  // namespace gptx::cuda
+
+#endif

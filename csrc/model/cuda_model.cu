@@ -1,0 +1,265 @@
+// Gpt<CudaBackend> behind the C interface of libgptx_cuda.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "cuda/abi.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/probe.h"
+#include "model/gpt.h"
+
+using namespace gptx;
+using gptx::cuda::CudaBackend;
+
+static_assert(Backend<CudaBackend>);
+
+namespace {
+
+// Recorded steps that are kept.
+constexpr size_t kRecordings = 128;
+
+GptConfig config_of(const gptx_cuda_model_options& o) {
+  return {.vocab_size = o.vocab_size,
+          .block_size = o.block_size,
+          .n_layer = o.n_layer,
+          .n_head = o.n_head,
+          .n_embd = o.n_embd,
+          .n_inner = o.n_inner,
+          .activation = o.activation,
+          .layer_norm_epsilon = o.layer_norm_epsilon,
+          .scale_attn_weights = o.scale_attn_weights != 0,
+          .scale_attn_by_inverse_layer_idx = o.scale_attn_by_inverse_layer_idx != 0,
+          .tie_word_embeddings = o.tie_word_embeddings != 0};
+}
+
+WeightSource source_of(const gptx_cuda_model_options& o) {
+  WeightSource source;
+  source.dtype = static_cast<DType>(o.dtype);
+  for (uint64_t i = 0; i < o.n_tensors; ++i) {
+    const gptx_cuda_tensor& t = o.tensors[i];
+    source.tensors[t.name] = {static_cast<const std::byte*>(t.data), t.bytes};
+  }
+  return source;
+}
+
+cuda::Activation activation_named(const std::string& name) {
+  if (name == "gelu_new") return cuda::Activation::kGeluNew;
+  if (name == "gelu") return cuda::Activation::kGelu;
+  if (name == "relu") return cuda::Activation::kRelu;
+  throw ParameterError("activation", "'" + name + "'", "one of gelu_new, gelu, relu");
+}
+
+}  // namespace
+
+struct gptx_cuda_model {
+ public:
+  explicit gptx_cuda_model(const gptx_cuda_model_options& o)
+      : config_(config_of(o)),
+        precision_(static_cast<Precision>(o.precision)),
+        device_(o.device),
+        backend_((check_memory(o), device_), config_, precision_, static_cast<KvType>(o.kv_type), o.kv_blocks,
+                 {.rows = o.rows,
+                  .logit_rows = o.logit_rows,
+                  .context_blocks = (o.block_size + kBlockTokens - 1) / kBlockTokens,
+                  .length = o.steps_ahead}),
+        gpt_(config_, load_weights(source_of(o)),
+             {.x = backend_.make_rows(o.rows, config_.n_embd),
+              .qkv = backend_.make_rows(o.rows, qkv_width()),
+              .y = backend_.make_rows(o.rows, config_.n_embd),
+              .mlp = backend_.make_rows(o.rows, config_.n_inner),
+              .logits = backend_.make_rows(o.logit_rows, config_.vocab_size)}) {
+    device_.synchronize();
+  }
+
+  void run(const gptx_cuda_step& step, int32_t* tokens) {
+    Batch batch;
+    for (uint64_t i = 0; i < step.n_parts; ++i) {
+      const gptx_cuda_part& p = step.parts[i];
+      batch.add({p.tokens, p.n_tokens}, p.position, {p.blocks, p.n_blocks}, p.n_logits);
+    }
+    std::vector<SampleTask> samples;
+    for (uint64_t i = 0; i < step.n_samples; ++i) {
+      const gptx_cuda_sample& s = step.samples[i];
+      samples.push_back({.logit_row = s.logit_row,
+                         .position = s.position,
+                         .sequence = {s.sequence, s.n_sequence},
+                         .banned = {s.banned, s.n_banned},
+                         .params = {.repetition_penalty = s.repetition_penalty,
+                                    .temperature = s.temperature,
+                                    .top_k = s.top_k,
+                                    .top_p = s.top_p,
+                                    .min_p = s.min_p,
+                                    .seed = s.seed}});
+    }
+    const bool decode = batch.size() == step.n_parts && step.n_samples == step.n_parts;
+    backend_.tables().upload(batch, samples, decode, step.length);
+    if (decode) {
+      const std::shared_ptr<cuda::Device::Recording> recording = recorded(batch);
+      for (uint64_t i = 0; i < step.length; ++i) device_.run(*recording);
+    } else {
+      enqueue(batch);
+    }
+    backend_.tables().download_chosen(step.length);
+    device_.synchronize();
+    const std::span<const int32_t> chosen = backend_.tables().chosen();
+    std::copy(chosen.begin(), chosen.end(), tokens);
+  }
+
+  void logits(uint64_t row, float* out) {
+    device_.download(out, gpt_.logits().row(static_cast<int>(row)), config_.vocab_size * sizeof(float));
+    device_.synchronize();
+  }
+
+ private:
+  // Every sequence of a decode step has one row; its kernels differ by the number of rows and of KV blocks alone.
+  std::shared_ptr<cuda::Device::Recording> recorded(const Batch& batch) {
+    const auto key = std::pair(batch.size(), backend_.tables().queries().few_blocks);
+    const auto found = recordings_.find(key);
+    if (found != recordings_.end()) return found->second;
+    if (recordings_.size() == kRecordings) recordings_.clear();
+    return recordings_[key] = device_.record([&] { enqueue(batch); });
+  }
+
+  void enqueue(const Batch& batch) {
+    gpt_.forward(backend_, batch);
+    backend_.sample(gpt_.logits());
+  }
+
+  size_t qkv_width() const {
+    return 3 * config_.n_head * static_cast<size_t>(cuda::round_up(static_cast<int>(config_.head_size()), cuda::kPanel));
+  }
+
+  // What the model will take is known before the first byte is: weights, cache, and what a step needs.
+  void check_memory(const gptx_cuda_model_options& o) const {
+    uint64_t need = o.kv_blocks * CudaBackend::kv_block_bytes(config_, static_cast<KvType>(o.kv_type));
+    const bool expand = precision_ == Precision::kFloat32 && o.dtype != 0;
+    const uint64_t widened = expand ? (o.dtype == 1 ? 2 : 4) : 1;
+    uint64_t largest = 0;
+    for (uint64_t i = 0; i < o.n_tensors; ++i) {
+      need += o.tensors[i].bytes * widened;
+      largest = std::max<uint64_t>(largest, o.tensors[i].bytes);
+    }
+    need += largest + sizeof(float) * (o.rows * (2 * config_.n_embd + qkv_width() + 3 * config_.n_inner) +
+                                       o.logit_rows * config_.vocab_size);
+    const uint64_t have = device_.free_bytes();
+    if (need > have) throw OutOfMemoryError("weights, KV cache and activations on the device", need, have);
+  }
+
+  const float* vector(const WeightSource& source, const std::string& name, size_t n) {
+    const size_t padded = (n + 15) / 16 * 16;
+    const auto* host = reinterpret_cast<const float*>(source.get(name, padded * sizeof(float)));
+    return cuda::copy_to(device_, host, padded, "weights");
+  }
+
+  cuda::Norm norm(const WeightSource& source, const std::string& base) {
+    return {vector(source, base + ".weight", config_.n_embd), vector(source, base + ".bias", config_.n_embd),
+            config_.layer_norm_epsilon};
+  }
+
+  // In a deque, so that pointers to it stay valid.
+  const cuda::Matrix& matrix(const WeightSource& source, const std::string& base, size_t n, size_t depth) {
+    return matrices_.emplace_back(cuda::Matrix::from(device_, source, base, n, depth, precision_));
+  }
+
+  cuda::LinearView linear(const WeightSource& source, const std::string& base, size_t n, size_t depth,
+                          cuda::Activation activation = cuda::Activation::kNone) {
+    return {&matrix(source, base, n, depth), vector(source, base + ".bias", n), activation};
+  }
+
+  GptWeights<CudaBackend> load_weights(const WeightSource& source) {
+    const size_t c = config_.n_embd;
+    const cuda::Activation activation = activation_named(config_.activation);
+    GptWeights<CudaBackend> w;
+    const size_t stride = (c + 15) / 16 * 16;
+    w.wpe = {vector(source, "wpe.weight", config_.block_size * stride), static_cast<int>(stride)};
+    for (size_t i = 0; i < config_.n_layer; ++i) {
+      const std::string h = "h." + std::to_string(i) + ".";
+      w.blocks.push_back({.ln_1 = norm(source, h + "ln_1"),
+                          .attn_c_attn = linear(source, h + "attn.c_attn", qkv_width(), c),
+                          .attn_c_proj = linear(source, h + "attn.c_proj", c, c),
+                          .ln_2 = norm(source, h + "ln_2"),
+                          .mlp_c_fc = linear(source, h + "mlp.c_fc", config_.n_inner, c, activation),
+                          .mlp_c_proj = linear(source, h + "mlp.c_proj", c, config_.n_inner)});
+    }
+    w.ln_f = norm(source, "ln_f");
+    w.wte = &matrix(source, "wte", config_.vocab_size, c);
+    const cuda::Matrix& lm_head =
+        config_.tie_word_embeddings ? *w.wte : matrix(source, "lm_head", config_.vocab_size, c);
+    w.lm_head = {&lm_head, nullptr, cuda::Activation::kNone};
+    return w;
+  }
+
+  GptConfig config_;
+  Precision precision_;
+  cuda::Device device_;
+  std::deque<cuda::Matrix> matrices_;
+  CudaBackend backend_;
+  Gpt<CudaBackend> gpt_;
+  std::map<std::pair<size_t, size_t>, std::shared_ptr<cuda::Device::Recording>> recordings_;
+};
+
+namespace {
+
+void set(char* to, size_t size, const std::string& text) { std::snprintf(to, size, "%s", text.c_str()); }
+
+// Nothing thrown crosses the interface.
+template <class F>
+gptx_cuda_status guarded(gptx_cuda_error* error, F f) noexcept {
+  try {
+    f();
+    return GPTX_CUDA_OK;
+  } catch (const ParameterError& e) {
+    set(error->param, sizeof error->param, e.param);
+    set(error->value, sizeof error->value, e.value);
+    set(error->message, sizeof error->message, e.allowed);
+    return GPTX_CUDA_PARAMETER;
+  } catch (const OutOfMemoryError& e) {
+    set(error->message, sizeof error->message, e.what_text);
+    error->need = e.need;
+    error->have = e.have;
+    return GPTX_CUDA_OUT_OF_MEMORY;
+  } catch (const DeviceError& e) {
+    set(error->message, sizeof error->message, e.what());
+    return GPTX_CUDA_DEVICE;
+  } catch (const std::exception& e) {
+    set(error->message, sizeof error->message, e.what());
+    return GPTX_CUDA_INTERNAL;
+  }
+}
+
+constexpr gptx_cuda_api kApi = {
+    .abi = GPTX_CUDA_ABI,
+    .size = sizeof(gptx_cuda_api),
+    .version = GPTX_VERSION,
+    .architectures = GPTX_CUDA_ARCHITECTURES,
+    .probe = [](gptx_cuda_probe* out) { cuda::probe(*out); },
+    .device = [](int32_t index, gptx_cuda_device* out, gptx_cuda_error* error) -> gptx_cuda_status {
+      return guarded(error, [&] { cuda::describe_device(index, *out); });
+    },
+    .kv_block_bytes = [](const gptx_cuda_model_options* o) -> uint64_t {
+      return CudaBackend::kv_block_bytes(config_of(*o), static_cast<KvType>(o->kv_type));
+    },
+    .open = [](const gptx_cuda_model_options* o, gptx_cuda_model** out, gptx_cuda_error* error) -> gptx_cuda_status {
+      return guarded(error, [&] { *out = new gptx_cuda_model(*o); });
+    },
+    .close = [](gptx_cuda_model* model) { delete model; },
+    .run = [](gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
+              gptx_cuda_error* error) -> gptx_cuda_status {
+      return guarded(error, [&] { model->run(*step, tokens); });
+    },
+    .logits = [](gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error) -> gptx_cuda_status {
+      return guarded(error, [&] { model->logits(row, out); });
+    },
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const gptx_cuda_api* gptx_cuda_get_api(uint32_t abi) {
+  return abi == GPTX_CUDA_ABI ? &kApi : nullptr;
+}

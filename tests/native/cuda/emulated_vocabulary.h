@@ -1,0 +1,205 @@
+// The vocabulary of csrc/cuda/kernels/vocabulary.h on a CPU.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "emulator.h"
+
+#define GPTX_KERNEL inline
+#define GPTX_DEVICE inline
+#define __launch_bounds__(threads)
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+
+namespace gptx::cuda {
+
+using std::max;
+using std::min;
+
+inline constexpr int kWarp = emulator::kLanes;
+
+inline int thread_index() { return emulator::current().thread; }
+inline int thread_count() { return emulator::grid().shape.threads; }
+inline int lane_index() { return thread_index() % kWarp; }
+inline int warp_index() { return thread_index() / kWarp; }
+inline int warp_count() { return thread_count() / kWarp; }
+inline int block_x() { return static_cast<int>(emulator::current().block->x); }
+inline int block_y() { return static_cast<int>(emulator::current().block->y); }
+inline int block_z() { return static_cast<int>(emulator::current().block->z); }
+inline int grid_x() { return static_cast<int>(emulator::grid().shape.x); }
+
+inline void sync_block() { emulator::sync_block(); }
+
+struct Nothing {};
+inline void sync_warp() {
+  static const char operation = 0;
+  emulator::collective<Nothing, Nothing>(&operation, {}, [](auto&, auto&) {});
+}
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  static const char operation = 0;
+  struct In {
+    T value;
+    int mask;
+  };
+  return emulator::collective<In, T>(&operation, {value, mask}, [](auto& in, auto& out) {
+    for (int i = 0; i < kWarp; ++i) out[i] = in[i ^ in[i].mask].value;
+  });
+}
+
+template <class T>
+T shuffle(T value, int lane) {
+  static const char operation = 0;
+  struct In {
+    T value;
+    int lane;
+  };
+  return emulator::collective<In, T>(&operation, {value, lane}, [](auto& in, auto& out) {
+    for (int i = 0; i < kWarp; ++i) out[i] = in[static_cast<unsigned>(in[i].lane) % kWarp].value;
+  });
+}
+
+inline std::byte* shared_memory() { return emulator::current().block->shared.get(); }
+
+inline void let_next_kernel_start() {}
+inline void wait_for_previous_kernel() { emulator::wait_for_previous_kernel(); }
+
+inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t as_bits(float x) { return std::bit_cast<uint32_t>(x); }
+
+template <class Sum>
+struct MmaIn {
+  Sum c[4];
+  uint32_t a[4], b[2];
+};
+template <class Sum>
+struct MmaOut {
+  Sum c[4];
+};
+
+// The fragments as PTX lays them out: word (row, k) of a belongs to lane 4 (row % 8) + k % 4.
+template <class Sum, class Dot>
+void mma(const void* operation, Sum (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Dot dot) {
+  MmaIn<Sum> mine;
+  std::memcpy(mine.c, c, sizeof c);
+  std::memcpy(mine.a, a, sizeof a);
+  std::memcpy(mine.b, b, sizeof b);
+  const auto out = emulator::collective<MmaIn<Sum>, MmaOut<Sum>>(operation, mine, [&](auto& in, auto& outs) {
+    for (int row = 0; row < 16; ++row) {
+      for (int column = 0; column < 8; ++column) {
+        const int owner = row % 8 * 4 + column / 2;
+        const int slot = row / 8 * 2 + column % 2;
+        Sum sum = in[owner].c[slot];
+        for (int k = 0; k < 8; ++k) {
+          sum = dot(sum, in[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2], in[column * 4 + k % 4].b[k / 4]);
+        }
+        outs[owner].c[slot] = sum;
+      }
+    }
+  });
+  std::memcpy(c, out.c, sizeof c);
+}
+
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static const char operation = 0;
+  mma(&operation, c, a, b, [](float sum, uint32_t x, uint32_t y) {
+    sum += as_float(x << 16) * as_float(y << 16);
+    return sum + as_float(x & 0xffff0000u) * as_float(y & 0xffff0000u);
+  });
+}
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static const char operation = 0;
+  mma(&operation, c, a, b, [](float sum, uint32_t x, uint32_t y) {
+    return sum + as_float(x & 0xffffe000u) * as_float(y & 0xffffe000u);
+  });
+}
+inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static const char operation = 0;
+  mma(&operation, c, a, b, [](int32_t sum, uint32_t x, uint32_t y) {
+    for (int shift = 0; shift < 32; shift += 8) {
+      sum += static_cast<int8_t>(x >> shift) * static_cast<uint8_t>(y >> shift);
+    }
+    return sum;
+  });
+}
+
+inline float round_tf32(float x) {
+  const uint32_t bits = as_bits(x);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return x;
+  return as_float((bits + 0x1000u) & 0xffffe000u);
+}
+
+inline uint32_t bf16_bits(float x) {
+  const uint32_t bits = as_bits(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;
+  return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+inline uint32_t bf16_pair(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+
+inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7u) & 0xffu) << 8 * i;
+  }
+  return out;
+}
+
+inline int32_t round_to_int(float x) {
+  if (std::isnan(x)) return 0;
+  return static_cast<int32_t>(std::nearbyint(std::fmin(std::fmax(x, -2147483648.0f), 2147483520.0f)));
+}
+
+// A copy lands when the thread waits for it, or now: both are allowed.
+inline void copy_16_bytes_async(void* shared, const void* global, bool exists) {
+  emulator::Fiber::Copy copy{shared, {}};
+  if (exists) std::memcpy(copy.bytes, std::assume_aligned<16>(global), 16);
+  if (emulator::random_number() % 2 == 0) {
+    std::memcpy(shared, copy.bytes, 16);
+  } else {
+    emulator::current().copies.back().push_back(copy);
+  }
+}
+inline void close_async_group() { emulator::current().copies.emplace_back(); }
+template <int Pending>
+void wait_async_groups() {
+  auto& groups = emulator::current().copies;
+  while (groups.size() > Pending + 1) {
+    for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+    groups.erase(groups.begin());
+  }
+}
+
+inline uint4 load_streamed(const uint4* p) { return *p; }
+
+inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
+
+template <class T>
+T atomic_add(T* p, T value) {
+  const T before = *p;
+  *p += value;
+  return before;
+}
+inline uint32_t atomic_or(uint32_t* p, uint32_t bits) {
+  const uint32_t before = *p;
+  *p |= bits;
+  return before;
+}
+
+}  // namespace gptx::cuda
