@@ -77,6 +77,13 @@ RowsView CudaBackend::make_rows(size_t rows, size_t columns) {
   return {static_cast<float*>(device_.allocate(bytes, "activations")), stride};
 }
 
+RowsView CudaBackend::make_logits(size_t rows, size_t vocab_size) {
+  RowsView view = make_rows(rows, vocab_size);
+  const auto panels = static_cast<size_t>(ceil_div(static_cast<int>(vocab_size), kPanel));
+  view.maxima = static_cast<uint64_t*>(device_.allocate(rows * panels * sizeof(uint64_t), "activations"));
+  return view;
+}
+
 CacheView CudaBackend::cache(size_t layer) const {
   const size_t layer_bytes = kv_blocks_ * static_cast<size_t>(heads_) * kv_layout_.bytes();
   return {.blocks = kv_cache_ + layer * layer_bytes,
@@ -112,7 +119,9 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
     task.scales = scales_;
     task.norm = {};
   }
-  (task.rows <= kFewRows ? matmul_.linear_few : matmul_.linear_many)(device_, task);
+  if (task.rows > kFewRows) return matmul_.linear_many(device_, task);
+  const size_t blocks = matmul_.linear_few(device_, task);
+  if (out.rows.maxima != nullptr) maxima_ = static_cast<int>(blocks);
 }
 
 void CudaBackend::norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows) {
@@ -120,7 +129,7 @@ void CudaBackend::norm_linear(Rows& out, const Rows& x, const Norm& norm, const 
       {.kind = Output::kStore,
        .activation = linear.activation,
        .rows = out,
-       .columns = std::min(out.stride, linear.weight->panels * kPanel),
+       .columns = linear.weight->outputs,
        .cache = {}});
 }
 
@@ -129,7 +138,7 @@ void CudaBackend::add_linear(Rows& x, const Rows& act, const Linear& linear, siz
       {.kind = Output::kAdd,
        .activation = Activation::kNone,
        .rows = x,
-       .columns = std::min(x.stride, linear.weight->panels * kPanel),
+       .columns = linear.weight->outputs,
        .cache = {}});
 }
 
@@ -181,7 +190,7 @@ void CudaBackend::sample(const Rows& logits) {
   if (tables_.samples() == 0) return;
   launch(device_,
          {.x = tables_.samples(), .threads = kSampleThreads, .shared_bytes = sample_shared_bytes(vocab_size_)},
-         cuda::sample, tables_.sample_step(logits, vocab_size_));
+         cuda::sample, tables_.sample_step(logits, maxima_, vocab_size_));
 }
 
 }  // namespace gptx::cuda

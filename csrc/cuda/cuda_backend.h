@@ -39,6 +39,8 @@ class CudaBackend {
 
   // Float rows of this backend's memory.
   Rows make_rows(size_t rows, size_t columns);
+  // Rows whose largest values are kept when they are computed; at most `kFewRows`.
+  Rows make_logits(size_t rows, size_t vocab_size);
 
   void embed(Rows& x, const TokenTable& wte, const PositionTable& wpe, const Batch& batch);
   void self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& norm, const Linear& c_attn, size_t layer,
@@ -69,6 +71,7 @@ class CudaBackend {
   size_t partials_capacity_;  // in floats
   uint32_t* tickets_;
   size_t tickets_capacity_;
+  int maxima_ = 0;            // of each row of the logits
   StepTables tables_;
 };
 

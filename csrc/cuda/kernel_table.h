@@ -18,7 +18,8 @@ struct MatmulKernels {
                         int rows, int columns, int tiles);
   // Whether linear_few can make the operands of these rows itself.
   bool (*makes_operands)(const Device&, const LinearTask&);
-  void (*linear_few)(Device&, const LinearTask&);  // operands made before, unless it makes them
+  // With operands made before, unless it makes them. Returns how many blocks of threads there are.
+  size_t (*linear_few)(Device&, const LinearTask&);
   void (*linear_many)(Device&, const LinearTask&);
 };
 

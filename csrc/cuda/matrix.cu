@@ -23,6 +23,7 @@ Matrix Matrix::from(Device& device, const WeightSource& source, const std::strin
   const int file_inputs = inputs_of(source.dtype);
   const bool expand = precision == Precision::kFloat32 && file_inputs != 1;
   Matrix m;
+  m.outputs = static_cast<int>(n);
   m.depth = static_cast<int>(depth);
   m.panels = ceil_div(static_cast<int>(n), kPanel);
   m.inputs = expand ? 1 : file_inputs;

@@ -14,7 +14,7 @@ struct Matrix {
   const std::byte* tiles = nullptr;  // [panels, tiles, 512 bytes]
   const float* scale = nullptr;      // [N], int8 only
   const int32_t* colsum = nullptr;   // [N], int8 only
-  int panels = 0, depth_tiles = 0, depth = 0, inputs = 1;
+  int outputs = 0, panels = 0, depth_tiles = 0, depth = 0, inputs = 1;
 
   // The matrix "<base>.weight" of the source, with n outputs and depth inputs, for a precision. bfloat16 and int8 weights
   // are expanded where float32 is asked for.

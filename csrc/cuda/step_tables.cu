@@ -132,8 +132,9 @@ void StepTables::upload(const Batch& batch, std::span<const SampleTask> samples,
   device_.upload(memory_, host_, layout_.block_tables + blocks * sizeof(int32_t));
 }
 
-SampleStep StepTables::sample_step(const RowsView& logits, int vocab_size) const {
+SampleStep StepTables::sample_step(const RowsView& logits, int maxima, int vocab_size) const {
   return {.logits = logits,
+          .maxima = maxima,
           .vocab_size = vocab_size,
           .items = at<SampleItem>(layout_.samples),
           .chosen = chosen_,

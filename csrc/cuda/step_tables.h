@@ -45,7 +45,7 @@ class StepTables {
   const int32_t* logit_rows() const { return at<int32_t>(layout_.logit_rows); }
   const QueryList& queries() const { return queries_; }
   const QueryList& logit_queries() const { return logit_queries_; }
-  SampleStep sample_step(const RowsView& logits, int vocab_size) const;
+  SampleStep sample_step(const RowsView& logits, int maxima, int vocab_size) const;
   size_t samples() const { return samples_; }
 
   // The tokens [length, samples] that were chosen, once the queue has run.

@@ -73,7 +73,7 @@ struct gptx_cuda_model {
               .qkv = backend_.make_rows(o.rows, qkv_width()),
               .y = backend_.make_rows(o.rows, config_.n_embd),
               .mlp = backend_.make_rows(o.rows, config_.n_inner),
-              .logits = backend_.make_rows(o.logit_rows, config_.vocab_size)}) {
+              .logits = backend_.make_logits(o.logit_rows, config_.vocab_size)}) {
     device_.synchronize();
   }
 

@@ -258,7 +258,7 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads) attend_many(AttentionTask 
 
 // Few queries, up to 8: a block of threads for each KV block; the last one to finish folds. x blocks, y heads, z queries.
 template <class P>
-GPTX_KERNEL void __launch_bounds__(kAttentionThreads) attend_few(AttentionTask task) {
+GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 8) attend_few(AttentionTask task) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Attention<P, 1> attention(task, block_z(), block_y());

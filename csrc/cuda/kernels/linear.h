@@ -42,7 +42,7 @@ struct CacheView {
 };
 
 // What is cached of a number that is not finite: hidden positions are multiplied by zero.
-GPTX_DEVICE float finite_or_zero(float x) { return fabsf(x) <= 3.4028234e38f ? x : 0.0f; }
+GPTX_DEVICE float finite_or_zero(float x) { return is_finite(x) ? x : 0.0f; }
 
 GPTX_DEVICE void store_cached(std::byte* p, int inputs, float x) {
   x = finite_or_zero(x);
@@ -68,8 +68,11 @@ struct Output {
     switch (kind) {
       case kStore: *p = activate(activation, value); return;
       case kAdd: *p += value; return;
-      case kQkv: break;
+      case kQkv: write_qkv(p, row, n, value); return;
     }
+  }
+
+  GPTX_DEVICE void write_qkv(float* p, int row, int n, float value) const {
     const int width = cache.layout.head_width;
     const int head = n / (3 * width), part = n / width % 3, d = n % width;
     if (part == 0 || cache.layout.scaled) *p = value;
@@ -117,9 +120,10 @@ struct FewLayout {
     return operands_begin(rows) + (Groups > 1 ? 0 : static_cast<size_t>(tiles) * kOperandTileBytes<P>);
   }
   constexpr size_t sums_begin(int rows) const { return scales_begin(rows) + kRows * sizeof(RowScale); }
-  constexpr size_t bytes(int rows) const {
+  constexpr size_t maxima_begin(int rows) const {
     return sums_begin(rows) + static_cast<size_t>(items) * Groups * kTileBytes;
   }
+  constexpr size_t bytes(int rows) const { return maxima_begin(rows) + static_cast<size_t>(rows) * sizeof(uint64_t); }
 };
 
 // Up to 8 * Groups rows. A warp takes items (panel, chain) of its block; with 8 rows it normalizes and rounds them too.
@@ -200,6 +204,11 @@ GPTX_KERNEL void linear_few(LinearTask task) {
       for (int i = 0; i < 4; ++i) reinterpret_cast<Sum*>(mine.word)[i] = c[g][i];
     }
   }
+  uint64_t* const maxima =
+      task.out.rows.maxima == nullptr ? nullptr : reinterpret_cast<uint64_t*>(shared + layout.maxima_begin(task.rows));
+  if (maxima != nullptr) {
+    for (int row = thread_index(); row < task.rows; row += thread_count()) maxima[row] = 0;
+  }
   sync_block();
 
   for (int pair = warp_index(); pair < panels * Groups; pair += warp_count()) {
@@ -215,26 +224,41 @@ GPTX_KERNEL void linear_few(LinearTask task) {
       const int n = (first_panel + panel) * kPanel + lane_index() / 4 + i / 2 * 8;
       const int row = group * kRows + lane_index() % 4 * 2 + i % 2;
       if (row >= task.rows) continue;
-      task.out.write(row, n, P::finish(total[i], P::kScaledRows ? scales[row] : RowScale{}, task.columns, n));
+      const float value = P::finish(total[i], P::kScaledRows ? scales[row] : RowScale{}, task.columns, n);
+      task.out.write(row, n, value);
+      if (maxima != nullptr && n < task.out.columns) atomic_max(&maxima[row], rank_of(value, n));
     }
+  }
+  if (maxima == nullptr) return;
+  sync_block();
+  for (int row = thread_index(); row < task.rows; row += thread_count()) {
+    task.out.rows.maxima[row * grid_x() + block_x()] = maxima[row];
   }
 }
 
-// Many rows: 128 outputs by 128 rows for a block of 8 warps, each with 32 outputs by 64 rows.
+// Many rows: 128 outputs by 128 rows for a block of 8 warps, each with 32 outputs by 64 rows. Tiles come in pairs, the
+// next ones while one is multiplied.
 inline constexpr int kManyPanels = 8;
 inline constexpr int kManyGroups = 16;  // of 8 rows
 inline constexpr int kManyStages = 4;
 inline constexpr int kManyThreads = 256;
+inline constexpr int kStageTiles = 2;
 
 template <class P>
-inline constexpr size_t kManyStageBytes =
-    kManyPanels * kTileBytes + kManyGroups * kOperandTileBytes<P>;
+struct ManyLayout {
+  static constexpr size_t kOperands = kStageTiles * kManyPanels * kTileBytes;  // where they begin in a stage
+  static constexpr size_t kStage = kOperands + kStageTiles * kManyGroups * kOperandTileBytes<P>;
+  static constexpr size_t kSums = size_t{kManyPanels * kPanel} * kManyGroups * kRows * sizeof(float);
+  static constexpr size_t kBytes = kManyStages * kStage > kSums ? kManyStages * kStage : kSums;
+};
 
 template <class P>
 GPTX_KERNEL void __launch_bounds__(kManyThreads) linear_many(LinearTask task) {
   using Sum = typename P::Sum;
   using O = Operand<P::kLaneWords>;
+  using Layout = ManyLayout<P>;
   constexpr int kPanels = 2, kGroups = 8;  // of a warp
+  static_assert(P::kChainTiles % kStageTiles == 0);
   let_next_kernel_start();
   std::byte* const shared = shared_memory();
   const int first_panel = block_x() * kManyPanels;
@@ -242,30 +266,30 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads) linear_many(LinearTask task) {
   const int warp_panel = warp_index() / 2 * kPanels;
   const int warp_group = warp_index() % 2 * kGroups;
   const int groups = ceil_div(task.rows, kRows);
+  const int stages = ceil_div(task.tiles, kStageTiles);
   wait_for_previous_kernel();
 
-  // Tile `tile` of all panels and groups of the block, 16 bytes a copy.
-  const auto fetch = [&](int tile) {
-    if (tile < task.tiles) {
-      std::byte* const stage = shared + static_cast<size_t>(tile % kManyStages) * kManyStageBytes<P>;
-      for (int i = thread_index(); i < kManyPanels * kWarp; i += kManyThreads) {
-        const int panel = first_panel + i / kWarp;
-        const bool exists = panel < task.panels;
-        const uint4* const from =
-            task.weights + (static_cast<size_t>(exists ? panel : 0) * static_cast<size_t>(task.tiles) +
-                            static_cast<size_t>(tile)) * kWarp;
-        copy_16_bytes_async(stage + i * 16, from + i % kWarp, exists);
-      }
-      constexpr int kCopies = static_cast<int>(kOperandTileBytes<P>) / 16;
-      std::byte* const operands = stage + kManyPanels * kTileBytes;
-      for (int i = thread_index(); i < kManyGroups * kCopies; i += kManyThreads) {
-        const int group = first_group + i / kCopies;
-        const bool exists = group < groups;
-        const std::byte* const from =
-            task.operands + (static_cast<size_t>(exists ? group : 0) * static_cast<size_t>(task.tiles) +
-                             static_cast<size_t>(tile)) * kOperandTileBytes<P>;
-        copy_16_bytes_async(operands + i * 16, from + i % kCopies * 16, exists);
-      }
+  // The pair `stage` of tiles of all panels and groups of the block, 16 bytes a copy, zeros behind the last tile.
+  const auto fetch = [&](int stage) {
+    if (stage < stages) {
+      std::byte* const to = shared + static_cast<size_t>(stage % kManyStages) * Layout::kStage;
+      const auto copy = [&](std::byte* target, const std::byte* source, int present, int count, int tile_bytes) {
+        const int copies = kStageTiles * tile_bytes / 16;
+        for (int i = thread_index(); i < count * copies; i += kManyThreads) {
+          const int which = i / copies, offset = i % copies * 16;
+          const bool exists = which < present && stage * kStageTiles + offset / tile_bytes < task.tiles;
+          const size_t begin = (static_cast<size_t>(which) * static_cast<size_t>(task.tiles) +
+                                static_cast<size_t>(stage * kStageTiles)) * static_cast<size_t>(tile_bytes);
+          copy_16_bytes_async(target + i * 16, source + (exists ? begin + static_cast<size_t>(offset) : 0), exists);
+        }
+      };
+      constexpr int kOperandBytes = static_cast<int>(kOperandTileBytes<P>);
+      const size_t panel_bytes = static_cast<size_t>(task.tiles) * kTileBytes;
+      const size_t group_bytes = static_cast<size_t>(task.tiles) * kOperandBytes;
+      copy(to, reinterpret_cast<const std::byte*>(task.weights) + static_cast<size_t>(first_panel) * panel_bytes,
+           task.panels - first_panel, kManyPanels, kTileBytes);
+      copy(to + Layout::kOperands, task.operands + static_cast<size_t>(first_group) * group_bytes,
+           groups - first_group, kManyGroups, kOperandBytes);
     }
     close_async_group();
   };
@@ -286,41 +310,52 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads) linear_many(LinearTask task) {
     }
   };
 
-  for (int tile = 0; tile < kManyStages - 1; ++tile) fetch(tile);
-  for (int tile = 0; tile < task.tiles; ++tile) {
+  for (int stage = 0; stage < kManyStages - 1; ++stage) fetch(stage);
+  for (int stage = 0; stage < stages; ++stage) {
     wait_async_groups<kManyStages - 2>();
     sync_block();
-    fetch(tile + kManyStages - 1);
-    const std::byte* const stage = shared + static_cast<size_t>(tile % kManyStages) * kManyStageBytes<P>;
-    const auto* const weights = reinterpret_cast<const uint4*>(stage);
-    const auto* const operands = reinterpret_cast<const O*>(stage + kManyPanels * kTileBytes);
-    uint4 w[kPanels];
+    fetch(stage + kManyStages - 1);
+    const std::byte* const from = shared + static_cast<size_t>(stage % kManyStages) * Layout::kStage;
+    const auto* const weights = reinterpret_cast<const uint4*>(from) + lane_index();
+    const auto* const operands = reinterpret_cast<const O*>(from + Layout::kOperands) + lane_index();
 #pragma unroll
-    for (int p = 0; p < kPanels; ++p) w[p] = weights[(warp_panel + p) * kWarp + lane_index()];
+    for (int tile = 0; tile < kStageTiles; ++tile) {
+      uint4 w[kPanels];
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const O o = operands[(warp_group + g) * kWarp + lane_index()];
+      for (int p = 0; p < kPanels; ++p) w[p] = weights[((warp_panel + p) * kStageTiles + tile) * kWarp];
 #pragma unroll
-      for (int p = 0; p < kPanels; ++p) P::multiply_add(c[p][g], w[p], o);
+      for (int g = 0; g < kGroups; ++g) {
+        const O o = operands[((warp_group + g) * kStageTiles + tile) * kWarp];
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) P::multiply_add(c[p][g], w[p], o);
+      }
     }
-    if ((tile + 1) % P::kChainTiles == 0) end_chain();
+    if ((stage + 1) * kStageTiles % P::kChainTiles == 0) end_chain();
   }
   wait_async_groups<0>();
-  if (task.tiles % P::kChainTiles != 0) end_chain();
+  if (stages * kStageTiles % P::kChainTiles != 0) end_chain();
+  sync_block();
 
+  // Through shared memory, so that a lane writes one output of every row.
+  auto* const sums = reinterpret_cast<Sum*>(shared) + warp_index() * kPanels * kGroups * kTileWords;
 #pragma unroll
   for (int p = 0; p < kPanels; ++p) {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int n = (first_panel + warp_panel + p) * kPanel + lane_index() / 4 + i / 2 * 8;
-        const int row = (first_group + warp_group + g) * kRows + lane_index() % 4 * 2 + i % 2;
-        if (row >= task.rows || n >= task.out.columns) continue;
-        const RowScale scale = P::kScaledRows ? task.scales[row] : RowScale{};
-        task.out.write(row, n, P::finish(total[p][g][i], scale, task.columns, n));
-      }
+      for (int i = 0; i < 4; ++i) sums[((p * kGroups + g) * kWarp + lane_index()) * 4 + i] = total[p][g][i];
     }
+  }
+  sync_warp();
+  const int output = lane_index() % kPanel, panel = lane_index() / kPanel;
+  const int n = (first_panel + warp_panel + panel) * kPanel + output;
+  if (n >= task.out.columns) return;
+  const int first_row = (first_group + warp_group) * kRows;
+  for (int r = 0; r < kGroups * kRows && first_row + r < task.rows; ++r) {
+    const int fragment = (panel * kGroups + r / kRows) * kWarp + output % 8 * 4 + r % kRows / 2;
+    const Sum sum = sums[fragment * 4 + r % 2 + output / 8 * 2];
+    const RowScale scale = P::kScaledRows ? task.scales[first_row + r] : RowScale{};
+    task.out.write(first_row + r, n, P::finish(sum, scale, task.columns, n));
   }
 }
 

@@ -22,9 +22,10 @@ LaunchShape few_shape(const Device& device, LinearTask& task) {
 }
 
 template <class P, int Groups>
-void launch_few(Device& device, LinearTask task) {
+size_t launch_few(Device& device, LinearTask task) {
   const LaunchShape shape = few_shape<P, Groups>(device, task);
   launch(device, shape, linear_few<P, Groups>, task);
+  return shape.x;
 }
 
 template <class P>
@@ -49,14 +50,14 @@ constexpr MatmulKernels make_matmul() {
             if (task.operands == nullptr) return launch_few<P, 1>(device, task);
             if (task.rows <= 2 * kRows) return launch_few<P, 2>(device, task);
             if (task.rows <= 4 * kRows) return launch_few<P, 4>(device, task);
-            launch_few<P, 8>(device, task);
+            return launch_few<P, 8>(device, task);
           },
       .linear_many =
           [](Device& device, const LinearTask& task) {
             const LaunchShape shape{.x = static_cast<size_t>(ceil_div(task.panels, kManyPanels)),
                                     .y = static_cast<size_t>(ceil_div(task.rows, kManyGroups * kRows)),
                                     .threads = kManyThreads,
-                                    .shared_bytes = kManyStages * kManyStageBytes<P>};
+                                    .shared_bytes = ManyLayout<P>::kBytes};
             launch(device, shape, linear_many<P>, task);
           },
   };

@@ -7,6 +7,26 @@
 
 namespace gptx::cuda {
 
+// Floats in the order of unsigned integers.
+GPTX_DEVICE uint32_t key_of(float x) {
+  const uint32_t bits = as_bits(x);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+GPTX_DEVICE float float_of_key(uint32_t key) {
+  return as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+GPTX_DEVICE bool is_finite(float x) { return fabsf(x) <= 3.4028234e38f; }
+
+// What the first of the largest of some values has more of than the others; what is not finite has the most.
+inline constexpr uint64_t kNotFinite = ~uint64_t{0};
+GPTX_DEVICE uint64_t rank_of(float x, int index) {
+  if (!is_finite(x)) return kNotFinite;
+  return uint64_t{key_of(x)} << 32 | (0xffffffffu - static_cast<uint32_t>(index));
+}
+GPTX_DEVICE int32_t index_of_rank(uint64_t rank) {
+  return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(rank));
+}
+
 // The sum over the lanes of a warp, in one order for all.
 GPTX_DEVICE float warp_sum(float x) {
 #pragma unroll
@@ -87,6 +107,7 @@ GPTX_DEVICE RowScale write_operand(std::byte* operands, const Normal& value, int
 struct RowsView {
   float* data;
   int stride;
+  uint64_t* maxima = nullptr;  // [rows, blocks of threads], where the largest values of what is stored are asked for
   constexpr float* row(int i) const { return data + static_cast<size_t>(i) * static_cast<size_t>(stride); }
 };
 

@@ -9,18 +9,9 @@
 
 namespace gptx::cuda {
 
-inline constexpr int kSampleThreads = 1024;
+inline constexpr int kSampleThreads = 512;
 inline constexpr int kSampleWarps = kSampleThreads / kWarp;
 inline constexpr int kDigits = 256;  // a key is four of them
-
-// Floats in the order of unsigned integers.
-GPTX_DEVICE uint32_t key_of(float x) {
-  const uint32_t bits = as_bits(x);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-GPTX_DEVICE float float_of_key(uint32_t key) {
-  return as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
 
 struct SampleShared {
   uint64_t histogram[kDigits];
@@ -223,7 +214,7 @@ GPTX_DEVICE void penalize(float* logits, const int32_t* ids, int begin, int end,
   sync_block();
 }
 
-GPTX_KERNEL void __launch_bounds__(kSampleThreads) sample(SampleStep step) {
+GPTX_KERNEL void __launch_bounds__(kSampleThreads, 1) sample(SampleStep step) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   auto& shared = *reinterpret_cast<SampleShared*>(shared_memory());
@@ -232,23 +223,30 @@ GPTX_KERNEL void __launch_bounds__(kSampleThreads) sample(SampleStep step) {
   const int n = step.vocab_size;
   const int me = thread_index();
 
-  bool finite = true;
-  for (int i = me; i < n; i += kSampleThreads) finite = finite && fabsf(logits[i]) <= 3.4028234e38f;
-  const bool failed = block_max(shared, finite ? 0 : 1) != 0;
-  if (!failed && item.repetition_penalty != 1.0) {
-    auto* const seen = reinterpret_cast<uint32_t*>(shared_memory() + sizeof(SampleShared));
-    penalize(logits, item.ids, item.sequence_begin, item.sequence_end, item.repetition_penalty, seen, n);
-  }
-  for (int i = item.banned_begin + me; i < item.banned_end; i += kSampleThreads) logits[item.ids[i]] = -INFINITY;
-  sync_block();
-
-  uint64_t best = 0;  // the first of the largest: a larger key, then a lower id
-  for (int i = me; i < n; i += kSampleThreads) {
-    const uint64_t key = uint64_t{key_of(logits[i])} << 32 | (0xffffffffu - static_cast<uint32_t>(i));
-    best = key > best ? key : best;
+  // The product that made the logits left the largest of each of its blocks.
+  uint64_t best = 0;
+  for (int i = me; i < step.maxima; i += kSampleThreads) {
+    const uint64_t other = step.logits.maxima[item.logit_row * step.maxima + i];
+    best = other > best ? other : best;
   }
   best = block_max(shared, best);
-  auto token = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
+  const bool failed = best == kNotFinite;
+  const bool changes = item.repetition_penalty != 1.0 || item.banned_end > item.banned_begin;
+  if (!failed && changes) {
+    if (item.repetition_penalty != 1.0) {
+      auto* const seen = reinterpret_cast<uint32_t*>(shared_memory() + sizeof(SampleShared));
+      penalize(logits, item.ids, item.sequence_begin, item.sequence_end, item.repetition_penalty, seen, n);
+    }
+    for (int i = item.banned_begin + me; i < item.banned_end; i += kSampleThreads) logits[item.ids[i]] = -INFINITY;
+    sync_block();
+    best = 0;
+    for (int i = me; i < n; i += kSampleThreads) {
+      const uint64_t rank = logits[i] == -INFINITY ? 0 : rank_of(logits[i], i);
+      best = rank > best ? rank : best;
+    }
+    best = block_max(shared, best);
+  }
+  int32_t token = index_of_rank(best);
   if (!failed && item.temperature != 0.0) {
     Sampling sampling{shared, logits, n, item};
     sampling.top = static_cast<double>(float_of_key(static_cast<uint32_t>(best >> 32)));

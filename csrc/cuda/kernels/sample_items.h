@@ -19,6 +19,7 @@ struct SampleItem {
 
 struct SampleStep {
   RowsView logits;
+  int maxima;  // of a row
   int vocab_size;
   SampleItem* items;
   int32_t* chosen;       // [length, items]

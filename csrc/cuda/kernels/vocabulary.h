@@ -135,6 +135,9 @@ template <class T>
 GPTX_DEVICE T atomic_add(T* p, T value) {
   return atomicAdd(p, value);
 }
+GPTX_DEVICE void atomic_max(uint64_t* p, uint64_t value) {
+  atomicMax(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
+}
 GPTX_DEVICE uint32_t atomic_or(uint32_t* p, uint32_t bits) { return atomicOr(p, bits); }
 
 }  // namespace gptx::cuda

@@ -11,7 +11,7 @@
 
 #define GPTX_KERNEL inline
 #define GPTX_DEVICE inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -195,6 +195,10 @@ T atomic_add(T* p, T value) {
   const T before = *p;
   *p += value;
   return before;
+}
+template <class T>
+void atomic_max(T* p, T value) {
+  if (value > *p) *p = value;
 }
 inline uint32_t atomic_or(uint32_t* p, uint32_t bits) {
   const uint32_t before = *p;

@@ -1,0 +1,271 @@
+"""The model on the CUDA backend: near the float64 definition, and the same bits however it is computed."""
+
+import numpy as np
+import pytest
+
+import oracle
+from gptx import _core
+from models import GREEDY, generate, make_config, make_engine, random_tensors, run, stored
+
+MODES = {
+    "float32": dict(dtype="float32"),
+    "bfloat16": dict(dtype="bfloat16"),
+    "int8": dict(dtype="int8"),
+    "int8-fast": dict(dtype="int8", precision="int8-fast"),
+    "int8, float32 cache": dict(dtype="int8", kv_cache_dtype="float32"),
+    "int8, int8 cache": dict(dtype="int8", kv_cache_dtype="int8"),
+    "float32, bfloat16 cache": dict(dtype="float32", kv_cache_dtype="bfloat16"),
+    "float32 of bfloat16": dict(dtype="bfloat16", precision="float32"),
+    "float32 of int8": dict(dtype="int8", precision="float32"),
+}
+# Root mean square of the error, as a share of that of the logits.
+TOLERANCES = {"float32": 2e-6, "bfloat16": 1e-2, "int8": 1e-2, "int8-fast": 2e-2}
+EVERY_MODE = pytest.mark.parametrize("mode", MODES.values(), ids=MODES, scope="module")
+SAMPLED = dict(temperature=0.9, top_k=20, top_p=0.9, seed=7)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return make_config(block_size=320, n_embd=48, n_head=3)
+
+
+@pytest.fixture(scope="module")
+def tensors(config):
+    return random_tensors(config)
+
+
+@pytest.fixture(scope="module")
+def mode():
+    """bfloat16, unless a test asks for every mode."""
+    return MODES["bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def engine(config, tensors, mode, library):
+    return on_cuda(library, config, tensors, **mode)
+
+
+def on_cuda(library, config, tensors, kv_cache_bytes=8 << 20, **mode):
+    options = dict(device="cuda", cuda_library=library, kv_cache_bytes=kv_cache_bytes)
+    return make_engine(config, tensors, **options, **mode)
+
+
+def random_ids(config, n, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n).astype(np.int32)
+
+
+def rounded(config, tensors, dtype):
+    """The float32 values that weights of a type stand for."""
+    from gptx.modelfile import canonical_shapes
+    from gptx.modelfile.layout import restore
+
+    packed = stored(config, tensors, dtype)
+    return {name: restore(config, dtype, name, packed) for name in canonical_shapes(config)}
+
+
+def relative_error(ours, exact):
+    return np.sqrt(((ours - exact) ** 2).mean() / (exact**2).mean())
+
+
+@EVERY_MODE
+def test_logits_are_near_the_float64_values_of_the_weights(config, tensors, engine, mode):
+    ids = random_ids(config, 200)
+    exact = oracle.forward(config, rounded(config, tensors, mode["dtype"]), ids)
+    precision = mode.get("precision", mode["dtype"])
+    tolerance = TOLERANCES[precision]
+    if mode.get("kv_cache_dtype") in ("bfloat16", "int8"):
+        tolerance = max(tolerance, 1e-2)
+    assert relative_error(engine.logits(ids), exact) < tolerance
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(n_head=1, n_embd=20),
+        dict(n_head=25, n_embd=400, n_layer=1),
+        dict(n_head=1, n_embd=272, n_layer=1),
+        dict(n_head=2, n_embd=128),
+        dict(n_inner=100),
+        dict(n_inner=7),
+        dict(n_inner=1100, n_layer=1),
+        dict(vocab_size=1),
+        dict(vocab_size=16),
+        dict(vocab_size=509),
+        dict(block_size=32),
+        dict(activation="gelu"),
+        dict(activation="relu"),
+        dict(tie_word_embeddings=False),
+        dict(scale_attn_weights=False),
+        dict(scale_attn_by_inverse_layer_idx=True, n_layer=3),
+        dict(n_head=3, n_embd=75),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_any_shape_is_computed(library, changes, dtype):
+    config = make_config(**changes)
+    tensors = random_tensors(config)
+    ids = random_ids(config, min(70, config.block_size))
+    ours = on_cuda(library, config, tensors, dtype=dtype).logits(ids)
+    exact = oracle.forward(config, rounded(config, tensors, dtype), ids)
+    assert relative_error(ours, exact) < TOLERANCES[dtype] * (5 if dtype != "float32" else 1)
+
+
+@EVERY_MODE
+def test_a_prefix_has_the_logits_it_has_within_the_whole(config, engine, mode):
+    ids = random_ids(config, 200)
+    whole = engine.logits(ids)
+    for n in (1, 2, 7, 8, 9, 16, 17, 33, 63, 64, 65, 130):
+        assert np.array_equal(engine.logits(ids[:n]), whole[:n])
+
+
+@EVERY_MODE
+def test_decoding_continues_the_logits_of_the_whole(config, engine, mode):
+    """Greedy tokens found one by one are the arg-max of one prefill over all of them."""
+    prompt = random_ids(config, 55)
+    tokens = generate(engine, prompt, 30)
+    logits = engine.logits(np.concatenate([prompt, tokens]))
+    assert tokens == logits[54:-1].argmax(axis=1).tolist()
+
+
+@EVERY_MODE
+@pytest.mark.parametrize("params", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, mode, params):
+    lengths = [1, 2, 17, 63, 64, 65, 130, 200, 5, 90]
+    prompts = [random_ids(config, n, seed=n) for n in lengths]
+    alone = [generate(engine, p, 12, **params) for p in prompts]
+    requests = [engine.submit(p, max_new_tokens=12, **(GREEDY | params)) for p in prompts]
+    assert run(engine, requests) == alone
+
+
+def test_a_row_alone_is_the_row_among_64(config, engine):
+    prompts = [random_ids(config, 3 + n % 5, seed=n) for n in range(64)]
+    requests = [engine.submit(p, max_new_tokens=10, **GREEDY) for p in prompts]
+    together = run(engine, requests)
+    for i in (0, 1, 31, 63):
+        assert generate(engine, prompts[i], 10) == together[i]
+
+
+def test_a_request_is_the_same_when_others_join_and_leave(config, engine):
+    prompt = random_ids(config, 30)
+    alone = generate(engine, prompt, 40, **SAMPLED)
+    request = engine.submit(prompt, max_new_tokens=40, **(GREEDY | SAMPLED))
+    others, tokens = [], []
+    for step in range(1000):
+        if step % 3 == 0:
+            ids = random_ids(config, 20 + step % 100, seed=step)
+            others.append(engine.submit(ids, max_new_tokens=5, **GREEDY))
+        if step % 4 == 3:
+            engine.release(others.pop(0))
+        for owner, token, _finish in engine.advance([request, *others]):
+            if owner == request:
+                tokens.append(token)
+        if len(tokens) == 40:
+            break
+    for other in [request, *others]:
+        engine.release(other)
+    assert tokens == alone
+
+
+@EVERY_MODE
+def test_three_runs_give_the_same_bits(config, tensors, library, mode, monkeypatch):
+    ids = random_ids(config, 90)
+    results = []
+    for seed in ("1", "2", "3"):  # on the emulator: who runs when
+        monkeypatch.setenv("GPTX_EMULATED_SEED", seed)
+        engine = on_cuda(library, config, tensors, **mode)
+        results.append((engine.logits(ids), generate(engine, ids[:20], 10, **SAMPLED)))
+    for logits, tokens in results[1:]:
+        assert np.array_equal(logits, results[0][0])
+        assert tokens == results[0][1]
+
+
+def test_integer_sums_are_those_of_the_cpu(config, tensors, library):
+    """int8-fast differs from the CPU by float rounding outside the products alone."""
+    mode = MODES["int8-fast"] | dict(kv_cache_dtype="float32")
+    ids = random_ids(config, 100)
+    cpu = make_engine(config, tensors, **mode).logits(ids)
+    gpu = on_cuda(library, config, tensors, **mode).logits(ids)
+    exact = oracle.forward(config, rounded(config, tensors, "int8"), ids)
+    assert relative_error(gpu, cpu) < relative_error(cpu, exact)
+
+
+def test_blocks_are_used_again_without_a_trace(config, tensors, library):
+    """A small pool: later requests get the blocks of earlier ones, at other places."""
+    engine = on_cuda(library, config, tensors, kv_cache_bytes=0, dtype="bfloat16")
+    fresh = on_cuda(library, config, tensors, dtype="bfloat16")
+    prompts = [random_ids(config, n, seed=n) for n in (200, 3, 120, 65, 10)]
+    requests = [engine.submit(p, max_new_tokens=8, **GREEDY) for p in prompts]
+    assert run(engine, requests) == [generate(fresh, p, 8) for p in prompts]
+
+
+def test_weights_that_overflow_fail_their_request_alone(config, tensors, library):
+    broken = dict(tensors)
+    broken["wte.weight"] = tensors["wte.weight"].copy()
+    broken["wte.weight"][5] = np.inf
+    engine = on_cuda(library, config, broken, dtype="float32")
+    ids = np.array([1, 2, 3], np.int32)
+    request = engine.submit(ids, max_new_tokens=4, **GREEDY)
+    events = engine.advance([request])
+    engine.release(request)
+    assert events[-1][2] == "non_finite"
+
+
+PARAMETERS = [
+    {},
+    dict(temperature=0.0),
+    dict(temperature=0.5),
+    dict(temperature=3.0),
+    dict(top_k=5),
+    dict(top_k=1000),
+    dict(top_p=0.7),
+    dict(top_p=0.05),
+    dict(min_p=0.2),
+    dict(repetition_penalty=1.8),
+    dict(temperature=0.0, repetition_penalty=3.0),
+    dict(temperature=0.8, top_k=12, top_p=0.9),
+    dict(temperature=0.8, top_k=12, top_p=0.9, min_p=0.1, repetition_penalty=1.3),
+    dict(min_new_tokens=3, end_tokens=list(range(0, 200, 2))),
+]
+
+
+@pytest.mark.parametrize("params", PARAMETERS, ids=str)
+def test_the_device_chooses_as_the_cpu_does_from_the_same_logits(library, params):
+    config = make_config(vocab_size=700, n_layer=1, block_size=64)
+    engine = on_cuda(library, config, random_tensors(config, std=0.4), dtype="float32")
+    params = GREEDY | dict(temperature=1.0) | params
+    for seed in range(25):
+        ids = random_ids(config, 8, seed=seed)
+        logits = engine.logits(ids)[-1]
+        choice = {k: v for k, v in params.items() if k not in ("min_new_tokens", "end_tokens")}
+        expected = _core.testing.sample(
+            logits,
+            sequence=ids.tolist(),
+            banned=params["end_tokens"],
+            first_position=len(ids),
+            count=1,
+            **(choice | dict(seed=seed)),
+        )
+        assert generate(engine, ids, 1, **(params | dict(seed=seed))) == expected
+
+
+def test_equal_logits_are_kept_and_chosen_in_the_order_of_their_ids(library):
+    """Weights of a single bit make many ties, which top-p has to cut."""
+    config = make_config(vocab_size=300, n_layer=1, block_size=64)
+    tensors = random_tensors(config)
+    tensors["wte.weight"] = np.sign(tensors["wte.weight"]).astype(np.float32)
+    tensors["wte.weight"][:, 2:] = 0.5
+    engine = on_cuda(library, config, tensors, dtype="float32")
+    for seed in range(40):
+        ids = random_ids(config, 4, seed=seed)
+        params = GREEDY | dict(temperature=1.0, top_p=0.1 + seed % 8 * 0.1, seed=seed)
+        choice = {k: v for k, v in params.items() if k not in ("min_new_tokens", "end_tokens")}
+        expected = _core.testing.sample(
+            engine.logits(ids)[-1],
+            sequence=[],
+            banned=[],
+            first_position=4,
+            count=1,
+            **choice,
+        )
+        assert generate(engine, ids, 1, **params) == expected
