@@ -83,7 +83,8 @@ function(gptx_cuda_library)
   # The same bits in every kernel: multiply-adds are fused where the source says so and nowhere else.
   target_compile_options(gptx_cuda PRIVATE
     --expt-relaxed-constexpr -fmad=false -lineinfo --compress-mode=size -Xcompiler=-ffp-contract=off,-Wall
-    $<$<BOOL:${GPTX_WERROR}>:-Werror=all-warnings>)
+    # A kernel that spills registers is a mistake on every architecture.
+    -Xptxas=-warn-spills,-warn-lmem-usage $<$<BOOL:${GPTX_WERROR}>:-Werror=all-warnings>)
   target_compile_definitions(gptx_cuda PRIVATE
     GPTX_VERSION="${PROJECT_VERSION}" GPTX_CUDA_ARCHITECTURES="${archs}")
   set(exports "${PROJECT_SOURCE_DIR}/csrc/cuda/exports.map")

@@ -18,13 +18,15 @@ PACKAGE = ROOT / "python" / "gptx"
 CPP_LAYERS = {
     "core": {"core"},
     "cpu": {"cpu", "core"},
-    "model": {"model", "cpu", "core"},
+    "cuda": {"cuda", "core"},
+    "model": {"model", "cpu", "cuda", "core"},
     "engine": {"engine", "model", "core"},
     "bindings": {"bindings", "engine", "model", "cpu", "core"},
 }
 
-# The headers of SIMD: only the vocabularies include them.
+# The headers of SIMD and of CUDA: only the vocabularies and the device include them.
 INTRINSICS = {"immintrin.h", "arm_neon.h"}
+CUDA_RUNTIME = {"kernels/vocabulary.h", "device.cu", "probe.cu"}
 
 # Modules of gptx from the bottom up; each may import those before it, and its own package.
 PYTHON_LAYERS = [
@@ -42,7 +44,7 @@ PYTHON_LAYERS = [
 ]
 
 
-def cpp_files(suffixes=(".h", ".cpp")):
+def cpp_files(suffixes=(".h", ".cpp", ".cu")):
     return [p for p in sorted(CSRC.rglob("*")) if p.suffix in suffixes]
 
 
@@ -59,6 +61,8 @@ def test_cpp_includes_point_downwards(path):
             assert folder in CPP_LAYERS[layer], f"{path.name} includes {include}"
         assert ("pybind11" not in include) or layer == "bindings"
         assert include not in INTRINSICS or path.name.startswith("vec_")
+        name = path.relative_to(CSRC / layer).as_posix()
+        assert include != "cuda_runtime.h" or (layer == "cuda" and name in CUDA_RUNTIME)
 
 
 @pytest.mark.parametrize("path", sorted((CSRC / "cpu" / "kernels").iterdir()), ids=lambda p: p.name)

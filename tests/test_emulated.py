@@ -18,7 +18,7 @@ def run(*command):
 
 
 def build(folder, target, *options):
-    configure = ["cmake", f"-S{ROOT}", f"-B{folder}", "-DGPTX_EXTENSION=OFF"]
+    configure = ["cmake", f"-S{ROOT}", f"-B{folder}", "-DGPTX_EXTENSION=OFF", "-DGPTX_CUDA=OFF"]
     run(*configure, "-DGPTX_NATIVE_TESTS=ON", "-DGPTX_WERROR=ON", *options)
     run("cmake", "--build", folder, "--parallel", "2", "--target", *target)
     return folder / "tests" / "native"

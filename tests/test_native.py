@@ -1,4 +1,4 @@
-"""The core under the sanitizers, built without Python and driven by several threads."""
+"""The core and the emulated CUDA backend under the sanitizers, built without Python and driven by several threads."""
 
 import shutil
 import subprocess
@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     ("sanitizer", "tests"),
-    [("address,undefined", ["core_test", "kernel_test"]), ("thread", ["core_test"])],
+    [
+        ("address,undefined", ["core_test", "kernel_test", "cuda_test"]),
+        ("thread", ["core_test"]),
+    ],
 )
 def test_the_core_is_clean_under(sanitizer, tests, tmp_path):
     if not shutil.which("cmake"):
@@ -25,6 +28,7 @@ def test_the_core_is_clean_under(sanitizer, tests, tmp_path):
         "-DCMAKE_BUILD_TYPE=None",
         "-DGPTX_EXTENSION=OFF",
         "-DGPTX_NATIVE_TESTS=ON",
+        "-DGPTX_CUDA=OFF",
     ]
     build = ["cmake", "--build", str(tmp_path), "--parallel", "2", "--target", *tests]
     for command in (configure, build):

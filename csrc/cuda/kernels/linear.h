@@ -236,19 +236,21 @@ GPTX_KERNEL void linear_few(LinearTask task) {
   }
 }
 
-// Many rows: 128 outputs by 128 rows for a block of 8 warps, each with 32 outputs by 64 rows. Tiles come in pairs, the
-// next ones while one is multiplied.
+// Many rows: 128 outputs by up to 128 rows for a block of 8 warps, each with a quarter of the outputs and half of the rows.
+// Tiles come in pairs, the next ones while one is multiplied.
 inline constexpr int kManyPanels = 8;
-inline constexpr int kManyGroups = 16;  // of 8 rows
 inline constexpr int kManyStages = 4;
 inline constexpr int kManyThreads = 256;
 inline constexpr int kStageTiles = 2;
 
 template <class P>
+inline constexpr int kBlockGroups = 2 * P::kManyGroups;  // of 8 rows
+
+template <class P>
 struct ManyLayout {
   static constexpr size_t kOperands = kStageTiles * kManyPanels * kTileBytes;  // where they begin in a stage
-  static constexpr size_t kStage = kOperands + kStageTiles * kManyGroups * kOperandTileBytes<P>;
-  static constexpr size_t kSums = size_t{kManyPanels * kPanel} * kManyGroups * kRows * sizeof(float);
+  static constexpr size_t kStage = kOperands + kStageTiles * kBlockGroups<P> * kOperandTileBytes<P>;
+  static constexpr size_t kSums = size_t{kManyPanels * kPanel} * kBlockGroups<P> * kRows * sizeof(float);
   static constexpr size_t kBytes = kManyStages * kStage > kSums ? kManyStages * kStage : kSums;
 };
 
@@ -257,12 +259,12 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads) linear_many(LinearTask task) {
   using Sum = typename P::Sum;
   using O = Operand<P::kLaneWords>;
   using Layout = ManyLayout<P>;
-  constexpr int kPanels = 2, kGroups = 8;  // of a warp
+  constexpr int kPanels = 2, kGroups = P::kManyGroups;  // of a warp
   static_assert(P::kChainTiles % kStageTiles == 0);
   let_next_kernel_start();
   std::byte* const shared = shared_memory();
   const int first_panel = block_x() * kManyPanels;
-  const int first_group = block_y() * kManyGroups;
+  const int first_group = block_y() * kBlockGroups<P>;
   const int warp_panel = warp_index() / 2 * kPanels;
   const int warp_group = warp_index() % 2 * kGroups;
   const int groups = ceil_div(task.rows, kRows);
@@ -289,7 +291,7 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads) linear_many(LinearTask task) {
       copy(to, reinterpret_cast<const std::byte*>(task.weights) + static_cast<size_t>(first_panel) * panel_bytes,
            task.panels - first_panel, kManyPanels, kTileBytes);
       copy(to + Layout::kOperands, task.operands + static_cast<size_t>(first_group) * group_bytes,
-           groups - first_group, kManyGroups, kOperandBytes);
+           groups - first_group, kBlockGroups<P>, kOperandBytes);
     }
     close_async_group();
   };

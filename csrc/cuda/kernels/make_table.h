@@ -55,7 +55,7 @@ constexpr MatmulKernels make_matmul() {
       .linear_many =
           [](Device& device, const LinearTask& task) {
             const LaunchShape shape{.x = static_cast<size_t>(ceil_div(task.panels, kManyPanels)),
-                                    .y = static_cast<size_t>(ceil_div(task.rows, kManyGroups * kRows)),
+                                    .y = static_cast<size_t>(ceil_div(task.rows, kBlockGroups<P> * kRows)),
                                     .threads = kManyThreads,
                                     .shared_bytes = ManyLayout<P>::kBytes};
             launch(device, shape, linear_many<P>, task);

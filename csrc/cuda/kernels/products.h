@@ -3,6 +3,7 @@
 //   kInputs         inputs of a word of weights
 //   kLaneWords      words of an operand that a lane has for each tile
 //   kChainTiles     tiles of one chain; the chains' sums are added in order, for any number of rows
+//   kManyGroups     groups of 8 rows that a warp of linear_many has, as its registers allow
 //   store           writes the inputs of one line as part of an operand
 //   finish          the output of a whole sum
 // The residual stream, the norms and the softmax are float32 around all of them.
@@ -41,6 +42,7 @@ struct Float32Product {
   static constexpr int kInputs = 1;
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 16;
+  static constexpr int kManyGroups = 4;
   static constexpr bool kScaledRows = false;
 
   static GPTX_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& low) {
@@ -75,6 +77,7 @@ struct BFloat16Product {
   static constexpr int kInputs = 2;
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 16;
+  static constexpr int kManyGroups = 8;
   static constexpr bool kScaledRows = false;
 
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {
@@ -95,6 +98,7 @@ struct Int8Product {
   static constexpr int kInputs = 4;
   static constexpr int kLaneWords = 4;
   static constexpr int kChainTiles = 8;
+  static constexpr int kManyGroups = 8;
   static constexpr bool kScaledRows = false;
 
   // Bytes of a word as floats: 2^23 + 128 + b has the byte b + 128 as its last one.
@@ -135,6 +139,7 @@ struct Int8FastProduct {
   static constexpr int kInputs = 4;
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 8;
+  static constexpr int kManyGroups = 8;
   static constexpr bool kScaledRows = true;
 
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {

@@ -23,7 +23,8 @@ struct Item {
   std::function<void()> run = {};  // a kernel's body, or a copy
 };
 
-// GPTX_EMULATED_SEED decides who runs when; GPTX_EMULATED_BYTES is the memory of the device.
+// GPTX_EMULATED_SEED decides who runs when; GPTX_EMULATED_BYTES is the memory of the device, GPTX_EMULATED_CAPABILITY
+// its compute capability.
 uint64_t number_from_environment(const char* name, uint64_t otherwise) {
   const char* const text = std::getenv(name);
   return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
@@ -124,7 +125,9 @@ void probe(gptx_cuda_probe& out) { out = {GPTX_CUDA_USABLE, 13000, 13000, 1, ""}
 
 void describe_device(int index, gptx_cuda_device& out) {
   if (index != 0) throw DeviceError("device " + std::to_string(index) + ": expected 0, the emulated one");
-  out = {"emulated", 90, 4, 1, uint64_t{8} << 30, uint64_t{8} << 30};
+  const uint64_t bytes = number_from_environment("GPTX_EMULATED_BYTES", uint64_t{8} << 30);
+  const auto capability = static_cast<int32_t>(number_from_environment("GPTX_EMULATED_CAPABILITY", 90));
+  out = {"emulated", capability, 4, capability >= 80, bytes, bytes};
 }
 
 }  // namespace gptx::cuda

@@ -128,7 +128,10 @@ void Grid::start_block() {
   block->x = index % shape.x;
   block->y = index / shape.x % shape.y;
   block->z = index / shape.x / shape.y;
-  block->shared.reset(static_cast<std::byte*>(std::aligned_alloc(128, shape.shared_bytes)));
+  // Exactly as long as asked for, so that the address sanitizer sees its end.
+  void* shared = nullptr;
+  if (posix_memalign(&shared, 128, shape.shared_bytes) != 0) throw std::bad_alloc();
+  block->shared.reset(static_cast<std::byte*>(shared));
   std::memset(block->shared.get(), 0xCD, shape.shared_bytes);
   block->warps.resize(static_cast<size_t>(shape.threads / kLanes));
   block->fibers.resize(static_cast<size_t>(shape.threads));
