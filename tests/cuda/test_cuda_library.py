@@ -64,7 +64,7 @@ ASK = "import gptx\ntry: gptx.load(device='cuda')\nexcept gptx.DeviceError as e:
     [
         (dict(FAKE_CUDA_VERSION="12040"), r"driver is too old: it supports CUDA 12\.4.*needs 13\."),
         (dict(FAKE_CUDA_INIT="100"), r"finds no GPU.*CUDA_VISIBLE_DEVICES"),
-        (dict(FAKE_CUDA_STUB="1"), r"not a whole driver"),
+        (dict(FAKE_CUDA_INIT="0"), r"not a whole driver"),
         (dict(FAKE_CUDA_INIT="999"), r"driver does not start"),
     ],
     ids=str,
@@ -275,7 +275,7 @@ def test_kernels_are_made_of_the_instructions_they_claim(name, tmp_path):
         before = entry.split("griddepcontrol.wait")[0]
         assert before != entry
         plain = [line for line in before.splitlines() if re.search(r"\b(ld|st)\.global", line)]
-        assert all("ld.global.nc.L1::no_allocate" in line for line in plain), plain
+        assert all("ld.global.nc" in line for line in plain), plain
     for kernel, instructions in KERNELS[name].items():
         matching = [e for e in entries if kernel in e.split("(")[0]]
         assert matching

@@ -103,30 +103,66 @@ struct LinearTask {
   const RowScale* scales;
   Output out;
   int panels_per_block;  // linear_few
-
-  // Inputs of the rows that linear_few keeps to normalize them.
-  constexpr int norm_depth() const { return norm.gain == nullptr ? 0 : depth; }
 };
 
-// Shared memory of linear_few: rows to normalize and operands where it makes them, and the sums of the chains.
+// Shared memory of linear_few, in bytes from its beginning. With one group of rows it makes their operands itself: rows
+// that have to be looked at as a whole are brought near first, and so is the norm.
 template <class P, int Groups>
 struct FewLayout {
-  int tiles, depth, items;  // depth 0: rows are not normalized
-  constexpr size_t rows_bytes(int rows) const {
-    return Groups > 1 ? 0 : static_cast<size_t>(rows) * static_cast<size_t>(round_up(depth, 4)) * sizeof(float);
+  int rows, depth, tiles, items;
+  bool normalized;
+
+  static constexpr bool kMakesOperands = Groups == 1;
+  constexpr bool near() const { return kMakesOperands && (normalized || P::kScaledRows); }
+  constexpr int stride() const { return round_up(depth, 4); }
+  constexpr size_t floats(int vectors) const {
+    return static_cast<size_t>(vectors) * static_cast<size_t>(stride()) * sizeof(float);
   }
-  constexpr size_t operands_begin(int rows) const { return rows_bytes(rows); }
-  constexpr size_t scales_begin(int rows) const {
-    return operands_begin(rows) + (Groups > 1 ? 0 : static_cast<size_t>(tiles) * kOperandTileBytes<P>);
+  constexpr size_t norm_begin() const { return near() ? floats(rows) : 0; }
+  constexpr size_t operands_begin() const { return norm_begin() + (kMakesOperands && normalized ? floats(2) : 0); }
+  constexpr size_t statistics_begin() const {
+    return operands_begin() + (kMakesOperands ? static_cast<size_t>(tiles) * kOperandTileBytes<P> : 0);
   }
-  constexpr size_t sums_begin(int rows) const { return scales_begin(rows) + kRows * sizeof(RowScale); }
-  constexpr size_t maxima_begin(int rows) const {
-    return sums_begin(rows) + static_cast<size_t>(items) * Groups * kTileBytes;
-  }
-  constexpr size_t bytes(int rows) const { return maxima_begin(rows) + static_cast<size_t>(rows) * sizeof(uint64_t); }
+  constexpr size_t maxima_begin() const { return statistics_begin() + kRows * sizeof(RowStatistics); }
+  constexpr size_t sums_begin() const { return maxima_begin() + Groups * kRows * sizeof(uint64_t); }
+  constexpr size_t bytes() const { return sums_begin() + static_cast<size_t>(items) * Groups * kTileBytes; }
 };
 
-// Up to 8 * Groups rows. A warp takes items (panel, chain) of its block; with 8 rows it normalizes and rounds them too.
+// The operands of up to 8 rows in shared memory, by the whole block; the norm is near already.
+template <class P>
+GPTX_DEVICE void make_own_operands(const LinearTask& task, const FewLayout<P, 1>& layout, std::byte* shared) {
+  Norm norm = task.norm;
+  if (layout.normalized) {
+    norm.gain = reinterpret_cast<const float*>(shared + layout.norm_begin());
+    norm.bias = norm.gain + layout.stride();
+  }
+  RowsView in = task.in;
+  auto* const statistics = reinterpret_cast<RowStatistics*>(shared + layout.statistics_begin());
+  if (layout.near()) {
+    const RowsView near{reinterpret_cast<float*>(shared), layout.stride()};
+    const int quads = layout.stride() / 4;
+    for (int i = thread_index(); i < task.rows * quads; i += thread_count()) {
+      reinterpret_cast<float4*>(near.row(i / quads))[i % quads] =
+          reinterpret_cast<const float4*>(in.row(i / quads))[i % quads];
+    }
+    in = near;
+    sync_block();
+    for (int r = warp_index(); r < task.rows; r += warp_count()) {
+      const RowStatistics s = row_statistics<P>(in.row(r), norm, task.depth);
+      if (lane_index() == 0) statistics[r] = s;
+    }
+    sync_block();
+  }
+  const int lines = task.tiles * kTileLines;
+  for (int i = thread_index(); i < task.rows * lines; i += thread_count()) {
+    const int r = i / lines;
+    write_operand_line<P>(shared + layout.operands_begin(), in.row(r), norm,
+                          layout.near() ? statistics[r] : RowStatistics{}, r, i % lines, task.depth, task.tiles);
+  }
+  sync_block();
+}
+
+// Up to 8 * Groups rows. A warp takes items (panel, chain) of its block.
 template <class P, int Groups>
 GPTX_KERNEL void linear_few(LinearTask task) {
   using Sum = typename P::Sum;
@@ -136,13 +172,13 @@ GPTX_KERNEL void linear_few(LinearTask task) {
   const int first_panel = block_x() * task.panels_per_block;
   const int panels = min(task.panels_per_block, task.panels - first_panel);
   const int items = panels * chains;
-  const FewLayout<P, Groups> layout{task.tiles, task.norm_depth(), items};
+  const FewLayout<P, Groups> layout{task.rows, task.depth, task.tiles, items, task.norm.gain != nullptr};
   std::byte* const shared = shared_memory();
-  auto* const sums = reinterpret_cast<Sums*>(shared + layout.sums_begin(task.rows));
-  const std::byte* operands = task.operands;
-  const RowScale* scales = task.scales;
+  auto* const sums = reinterpret_cast<Sums*>(shared + layout.sums_begin());
+  uint64_t* const maxima =
+      task.out.rows.maxima == nullptr ? nullptr : reinterpret_cast<uint64_t*>(shared + layout.maxima_begin());
 
-  // Weights do not depend on the kernel in front: they are on their way while it ends.
+  // Weights and norms do not depend on the kernel in front: they are on their way while it ends.
   uint4 weights[P::kChainTiles];
   const auto load_chain = [&](int item) {
     const int tile = item % chains * P::kChainTiles;
@@ -156,30 +192,29 @@ GPTX_KERNEL void linear_few(LinearTask task) {
     }
   };
   if (warp_index() < items) load_chain(warp_index());
+  if constexpr (layout.kMakesOperands) {
+    if (layout.normalized) {
+      auto* const near = reinterpret_cast<float*>(shared + layout.norm_begin());
+      for (int i = thread_index(); i < task.depth; i += thread_count()) {
+        near[i] = load_constant(task.norm.gain + i);
+        near[layout.stride() + i] = load_constant(task.norm.bias + i);
+      }
+    }
+  }
   wait_for_previous_kernel();
 
-  if constexpr (Groups == 1) {
-    // A norm goes over a row three times: all threads bring it near first.
-    RowsView in = task.in;
-    if (task.norm.gain != nullptr) {
-      const RowsView near{reinterpret_cast<float*>(shared), round_up(task.depth, 4)};
-      for (int r = 0; r < task.rows; ++r) {
-        for (int i = thread_index(); i < task.depth; i += thread_count()) near.row(r)[i] = in.row(r)[i];
-      }
-      in = near;
-      sync_block();
-    }
-    auto* const own_scales = reinterpret_cast<RowScale*>(shared + layout.scales_begin(task.rows));
-    std::byte* const own_operands = shared + layout.operands_begin(task.rows);
-    for (int r = warp_index(); r < task.rows; r += warp_count()) {
-      const Normal value(in.row(r), task.norm, task.depth);
-      const RowScale scale = write_operand<P>(own_operands, value, r, task.depth, task.tiles);
-      if (lane_index() == 0) own_scales[r] = scale;
-    }
-    operands = own_operands;
-    scales = own_scales;
-    sync_block();
+  const std::byte* operands = task.operands;
+  if constexpr (layout.kMakesOperands) {
+    make_own_operands<P>(task, layout, shared);
+    operands = shared + layout.operands_begin();
   }
+  const auto scale_of = [&](int row) {
+    if constexpr (!P::kScaledRows) return RowScale{};
+    if constexpr (layout.kMakesOperands) {
+      return reinterpret_cast<const RowStatistics*>(shared + layout.statistics_begin())[row].scale;
+    }
+    return task.scales[row];
+  };
 
   for (int item = warp_index(); item < items; item += warp_count()) {
     if (item != warp_index()) load_chain(item);
@@ -204,8 +239,6 @@ GPTX_KERNEL void linear_few(LinearTask task) {
       for (int i = 0; i < 4; ++i) reinterpret_cast<Sum*>(mine.word)[i] = c[g][i];
     }
   }
-  uint64_t* const maxima =
-      task.out.rows.maxima == nullptr ? nullptr : reinterpret_cast<uint64_t*>(shared + layout.maxima_begin(task.rows));
   if (maxima != nullptr) {
     for (int row = thread_index(); row < task.rows; row += thread_count()) maxima[row] = 0;
   }
@@ -224,7 +257,7 @@ GPTX_KERNEL void linear_few(LinearTask task) {
       const int n = (first_panel + panel) * kPanel + lane_index() / 4 + i / 2 * 8;
       const int row = group * kRows + lane_index() % 4 * 2 + i % 2;
       if (row >= task.rows) continue;
-      const float value = P::finish(total[i], P::kScaledRows ? scales[row] : RowScale{}, task.columns, n);
+      const float value = P::finish(total[i], scale_of(row), task.columns, n);
       task.out.write(row, n, value);
       if (maxima != nullptr && n < task.out.columns) atomic_max(&maxima[row], rank_of(value, n));
     }

@@ -18,7 +18,8 @@ LaunchShape few_shape(const Device& device, LinearTask& task) {
   const int items = task.panels_per_block * chains;
   return {.x = static_cast<size_t>(ceil_div(task.panels, task.panels_per_block)),
           .threads = min(items, kFewWarps) * kWarp,
-          .shared_bytes = FewLayout<P, Groups>{task.tiles, task.norm_depth(), items}.bytes(task.rows)};
+          .shared_bytes = FewLayout<P, Groups>{task.rows, task.depth, task.tiles, items, task.norm.gain != nullptr}
+                              .bytes()};
 }
 
 template <class P, int Groups>

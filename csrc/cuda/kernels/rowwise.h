@@ -46,61 +46,63 @@ struct Norm {
   float epsilon;
 };
 
-// x -> (x - mean) / sqrt(variance + epsilon) * gain + bias (Ba et al., 2016).
-struct Normal {
-  const float* x;
-  Norm norm;
-  float mean = 0.0f, inverse = 1.0f;
-
-  // One warp together.
-  GPTX_DEVICE Normal(const float* row, const Norm& n, int columns) : x(row), norm(n) {
-    if (norm.gain == nullptr) return;
-    float sum = 0.0f;
-    for (int i = lane_index(); i < columns; i += kWarp) sum += x[i];
-    mean = warp_sum(sum) / static_cast<float>(columns);
-    float squares = 0.0f;
-    for (int i = lane_index(); i < columns; i += kWarp) squares = fmaf(x[i] - mean, x[i] - mean, squares);
-    inverse = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(columns) + norm.epsilon);
-  }
-  GPTX_DEVICE float operator()(int i) const {
-    return norm.gain == nullptr ? x[i] : fmaf((x[i] - mean) * inverse, norm.gain[i], norm.bias[i]);
-  }
+// What a row is normalized and rounded with.
+struct RowStatistics {
+  float mean = 0.0f, inverse_deviation = 1.0f;
+  RowScale scale = {1.0f, 0};
+  float inverse_scale = 0.0f;
 };
+
+// x -> (x - mean) / sqrt(variance + epsilon) * gain + bias (Ba et al., 2016).
+GPTX_DEVICE float normal_value(const float* x, const Norm& norm, const RowStatistics& s, int i) {
+  return norm.gain == nullptr ? x[i] : fmaf((x[i] - s.mean) * s.inverse_deviation, norm.gain[i], norm.bias[i]);
+}
 
 // A row whose values span less than this is a row of zeros.
 inline constexpr float kSmallest = 0x1p-100f;
 
-// One warp writes a row as operand `row`, zeros behind its end, and returns how it was rounded.
+// One warp together.
 template <class P>
-GPTX_DEVICE RowScale write_operand(std::byte* operands, const Normal& value, int row, int columns, int tiles) {
-  RowScale scale{1.0f, 0};
-  float inverse = 0.0f;
+GPTX_DEVICE RowStatistics row_statistics(const float* x, const Norm& norm, int columns) {
+  RowStatistics s;
+  if (norm.gain != nullptr) {
+    float sum = 0.0f;
+    for (int i = lane_index(); i < columns; i += kWarp) sum += x[i];
+    s.mean = warp_sum(sum) / static_cast<float>(columns);
+    float squares = 0.0f;
+    for (int i = lane_index(); i < columns; i += kWarp) squares = fmaf(x[i] - s.mean, x[i] - s.mean, squares);
+    s.inverse_deviation = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(columns) + norm.epsilon);
+  }
   if constexpr (P::kScaledRows) {
     float least = 0.0f, most = 0.0f, check = 0.0f;
     for (int i = lane_index(); i < columns; i += kWarp) {
-      const float x = value(i);
-      least = fminf(least, x);
-      most = fmaxf(most, x);
-      check = fmaf(x, 0.0f, check);  // NaN if anything is not finite
+      const float value = normal_value(x, norm, s, i);
+      least = fminf(least, value);
+      most = fmaxf(most, value);
+      check = fmaf(value, 0.0f, check);  // NaN if anything is not finite
     }
     least = -warp_max(-least);
     const float range = warp_max(most) - least + warp_sum(check);
-    scale.scale = range < kSmallest ? 0.0f : range / 255.0f;
+    s.scale.scale = range < kSmallest ? 0.0f : range / 255.0f;
     if (range >= kSmallest) {
-      inverse = 255.0f / range;
-      scale.zero = round_to_int(-least * inverse);
+      s.inverse_scale = 255.0f / range;
+      s.scale.zero = round_to_int(-least * s.inverse_scale);
     }
   }
-  for (int line = lane_index(); line < tiles * kTileLines; line += kWarp) {
-    float x[P::kInputs];
+  return s;
+}
+
+// Line `line` of a row as part of operand `row`, zeros behind its end.
+template <class P>
+GPTX_DEVICE void write_operand_line(std::byte* operands, const float* x, const Norm& norm, const RowStatistics& s,
+                                    int row, int line, int columns, int tiles) {
+  float value[P::kInputs];
 #pragma unroll
-    for (int e = 0; e < P::kInputs; ++e) {
-      const int k = line * P::kInputs + e;
-      x[e] = k < columns ? value(k) : 0.0f;
-    }
-    P::store(operands + operand_offset(row, line, tiles, kLaneBytes<P>), x, scale, inverse);
+  for (int e = 0; e < P::kInputs; ++e) {
+    const int k = line * P::kInputs + e;
+    value[e] = k < columns ? normal_value(x, norm, s, k) : 0.0f;
   }
-  return scale;
+  P::store(operands + operand_offset(row, line, tiles, kLaneBytes<P>), value, s.scale, s.inverse_scale);
 }
 
 // Rows of floats [rows, stride] in device memory.
@@ -119,9 +121,11 @@ GPTX_KERNEL void make_operands(std::byte* operands, RowScale* scales, RowsView i
   wait_for_previous_kernel();
   const int row = block_x() * warp_count() + warp_index();
   if (row >= rows) return;
-  const Normal value(in.row(row), norm, columns);
-  const RowScale scale = write_operand<P>(operands, value, row, columns, tiles);
-  if (lane_index() == 0) scales[row] = scale;
+  const RowStatistics statistics = row_statistics<P>(in.row(row), norm, columns);
+  for (int line = lane_index(); line < tiles * kTileLines; line += kWarp) {
+    write_operand_line<P>(operands, in.row(row), norm, statistics, row, line, columns, tiles);
+  }
+  if (lane_index() == 0) scales[row] = statistics.scale;
 }
 
 }  // namespace gptx::cuda

@@ -123,6 +123,13 @@ GPTX_DEVICE uint4 load_streamed(const uint4* p) {
   return v;
 }
 
+// A number that no kernel writes.
+GPTX_DEVICE float load_constant(const float* p) {
+  float x;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(p));
+  return x;
+}
+
 // Adds one and returns what was there; what this thread wrote before is visible to who sees the sum.
 GPTX_DEVICE uint32_t take_ticket(uint32_t* counter) {
   __threadfence();

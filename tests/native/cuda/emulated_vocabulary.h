@@ -187,6 +187,7 @@ void wait_async_groups() {
 }
 
 inline uint4 load_streamed(const uint4* p) { return *p; }
+inline float load_constant(const float* p) { return *p; }
 
 inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
 

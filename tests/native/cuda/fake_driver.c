@@ -1,5 +1,5 @@
 /* A libcuda.so.1 that says what the environment tells it: FAKE_CUDA_VERSION is the version of the driver, and
-   FAKE_CUDA_INIT what cuInit returns. With FAKE_CUDA_STUB it has no functions at all. */
+   FAKE_CUDA_INIT what cuInit returns. Beyond these it has no functions. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,12 +26,10 @@ int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t
   (void)version;
   (void)flags;
   *function = 0;
-  if (!getenv("FAKE_CUDA_STUB")) {
-    if (!strcmp(name, "cuInit")) *function = (void*)cuInit;
-    if (!strcmp(name, "cuDriverGetVersion")) *function = (void*)cuDriverGetVersion;
-    if (!strcmp(name, "cuDeviceGetCount")) *function = (void*)cuDeviceGetCount;
-    if (!strcmp(name, "cuGetProcAddress")) *function = (void*)cuGetProcAddress_v2;
-  }
+  if (!strcmp(name, "cuInit")) *function = (void*)cuInit;
+  if (!strcmp(name, "cuDriverGetVersion")) *function = (void*)cuDriverGetVersion;
+  if (!strcmp(name, "cuDeviceGetCount")) *function = (void*)cuDeviceGetCount;
+  if (!strcmp(name, "cuGetProcAddress")) *function = (void*)cuGetProcAddress_v2;
   if (status) *(int*)status = *function ? 0 : 1;
   return *function ? 0 : 500;
 }
