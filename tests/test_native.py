@@ -1,4 +1,4 @@
-"""The core and the emulated CUDA backend under the sanitizers, built without Python and driven by several threads."""
+"""The core and the emulated CUDA backend under the sanitizers, built without Python."""
 
 import shutil
 import subprocess

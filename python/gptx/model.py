@@ -385,8 +385,8 @@ def load(
     Args:
         path: a ``.gptx`` file, whose weights are used where they lie in the page cache; or a
             checkpoint that `gptx-convert` reads, converted in memory; None is the built-in demo.
-        device: "cpu"; "cuda", or "cuda:1" for another GPU than the first; or "auto", which is "cuda"
-            where that works and else "cpu", with one warning in the log that says why.
+        device: "cpu"; "cuda", or "cuda:1" for another GPU than the first; or "auto", which is
+            "cuda" where that works and else "cpu", with one warning in the log that says why.
         threads: 1 to 1024; default the environment's GPTX_NUM_THREADS, else the least of the CPUs
             the process may use, its cgroup quota and the physical cores.
         isa: kernels to use, such as "scalar" or "avx2"; default GPTX_CPU_ISA, else the best. A
@@ -419,7 +419,7 @@ def load(
         if value is not None and not isinstance(value, str):
             raise ParameterError(name, value, "a str or None")
     if device.startswith("cuda") and isa is not None:
-        raise ParameterError("isa", isa, f"None with device={device!r}: it names kernels of the CPU")
+        raise ParameterError("isa", isa, f"None with device={device!r}: it is of the CPU")
     source = _open(Path(demo_path() if path is None else path), verify=verify)
     options = {"precision": precision or "", "kv_cache_dtype": kv_cache_dtype or ""}
     if device != "cpu":

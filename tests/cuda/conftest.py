@@ -1,4 +1,4 @@
-"""Where the CUDA backend runs in the tests: on an emulator everywhere, on a GPU where there is one."""
+"""Where the CUDA backend runs in the tests: on an emulator, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def build(folder, target, *options):
-    """The libraries that a target of CMake makes, without Python and without nvcc unless asked for."""
+    """The folder in which CMake made a target, without Python and without nvcc."""
     for program in ("cmake", "c++"):
         if not shutil.which(program):
             pytest.skip(f"needs {program}")
@@ -45,9 +45,7 @@ def gpu_library():
     return str(cuda.library_path())
 
 
-@pytest.fixture(
-    scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
-)
+@pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def library(request):
     """The backend on the emulator, and on a GPU."""
     return request.getfixturevalue(f"{request.param}_library")

@@ -1,4 +1,4 @@
-"""The model on the CUDA backend: near the float64 definition, and the same bits however it is computed."""
+"""The model on the CUDA backend: near the float64 definition, the same bits in any company."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
 // libgptx_cuda on the emulator, driven through its C interface: for every precision and cache the logits of a
 // sequence are the same bits in one piece, in chunks, token by token and in company. Run under the sanitizers.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -112,7 +113,7 @@ struct Model {
     std::fprintf(stderr, "status %d: %s\n", status, error.message);
     failed = true;
   }
-  // Logits of the last `n` of `tokens`, of which `position` are in the cache already, with others in the step.
+  // Logits of the last `n` of tokens[position .. end], with others in the step. The greedy tokens must be their arg-max.
   std::vector<float> logits(const std::vector<int32_t>& tokens, uint64_t position, uint64_t end, uint64_t n,
                             const std::vector<int32_t>& blocks, uint64_t others = 0) {
     std::vector<gptx_cuda_part> parts;
@@ -120,10 +121,20 @@ struct Model {
     const std::vector<int32_t> company_block = {39};
     for (uint64_t i = 0; i < others; ++i) parts.push_back({company.data(), 1 + i % 9, 0, company_block.data(), 1, 0});
     parts.push_back({tokens.data() + position, end - position, position, blocks.data(), blocks.size(), n});
-    const gptx_cuda_step step{parts.data(), parts.size(), nullptr, 0, 1};
-    check(api->run(model, &step, nullptr, &error));
+    std::vector<gptx_cuda_sample> samples;
+    for (uint64_t i = 0; i < n; ++i) samples.push_back({i, end, 1, 1.0, 0.0, 1.0, 0.0, 0, nullptr, 0, nullptr, 0});
+    const gptx_cuda_step step{parts.data(), parts.size(), samples.data(), n, 1};
+    std::vector<int32_t> greedy(n);
+    check(api->run(model, &step, greedy.data(), &error));
     std::vector<float> out(n * kVocab);
-    for (uint64_t i = 0; i < n; ++i) check(api->logits(model, i, out.data() + i * kVocab, &error));
+    for (uint64_t i = 0; i < n; ++i) {
+      float* const row = out.data() + i * kVocab;
+      check(api->logits(model, i, row, &error));
+      if (std::max_element(row, row + kVocab) - row != greedy[i]) {
+        std::fprintf(stderr, "token %d is not the arg-max\n", greedy[i]);
+        failed = true;
+      }
+    }
     return out;
   }
 };

@@ -367,7 +367,6 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads) linear_many(LinearTask task) {
     }
     if ((stage + 1) * kStageTiles % P::kChainTiles == 0) end_chain();
   }
-  wait_async_groups<0>();
   if (stages * kStageTiles % P::kChainTiles != 0) end_chain();
   sync_block();
 
