@@ -4,6 +4,11 @@ if(NOT GPTX_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "GPTX_CUDA: expected AUTO, ON or OFF, got '${GPTX_CUDA}'")
 endif()
 
+# The same bits in every kernel: multiply-adds are fused where the source says so and nowhere else.
+set(GPTX_NVCC_OPTIONS --expt-relaxed-constexpr -fmad=false -lineinfo --compress-mode=size
+  # A kernel that spills registers is a mistake on every architecture.
+  -Xptxas=-warn-spills,-warn-lmem-usage)
+
 # Sets GPTX_CUDA_FOUND, and GPTX_CUDA_BUILD to what this build has or lacks.
 function(gptx_find_cuda)
   set(found OFF)
@@ -24,9 +29,11 @@ function(gptx_find_cuda)
     else()
       set(probe "${CMAKE_BINARY_DIR}/cuda_probe")
       file(WRITE "${probe}/probe.cu" "__global__ void kernel(int* p) { *p = 1; }\nint main() { return 0; }\n")
+      set(codes ${GPTX_CUDA_ARCHS})
+      list(TRANSFORM codes REPLACE "(.+)" "-gencode=arch=compute_\\1,code=sm_\\1")
       execute_process(
-        COMMAND "${nvcc}" -std=c++20 -ccbin "${CMAKE_CXX_COMPILER}" -cudart static
-                -gencode arch=compute_90,code=sm_90 -o "${probe}/probe" "${probe}/probe.cu"
+        COMMAND "${nvcc}" -std=c++20 -ccbin "${CMAKE_CXX_COMPILER}" -cudart static ${codes} ${GPTX_NVCC_OPTIONS}
+                -o "${probe}/probe" "${probe}/probe.cu"
         RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
       if(status EQUAL 0)
         set(found ON)
@@ -36,7 +43,8 @@ function(gptx_find_cuda)
       else()
         string(REGEX REPLACE "[\r\n\"\\\\;]+" " " output "${output}")
         string(SUBSTRING "${output}" 0 200 output)
-        set(why "without CUDA: ${nvcc} does not compile C++20 with ${CMAKE_CXX_COMPILER}: ${output}")
+        list(JOIN GPTX_CUDA_ARCHS " " archs)
+        set(why "without CUDA: ${nvcc} with ${CMAKE_CXX_COMPILER} does not compile for ${archs}: ${output}")
       endif()
     endif()
   endif()
@@ -69,22 +77,24 @@ list(TRANSFORM GPTX_CUDA_SOURCES PREPEND "${PROJECT_SOURCE_DIR}/")
 
 function(gptx_cuda_library)
   add_library(gptx_cuda MODULE ${GPTX_CUDA_SOURCES} csrc/cuda/device.cu csrc/cuda/probe.cu)
-  list(GET GPTX_CUDA_ARCHS -1 newest)
-  set(codes ${GPTX_CUDA_ARCHS})
-  list(TRANSFORM codes APPEND "-real")
+  # Machine code for each, and PTX, which a driver compiles for newer ones, of those that let kernels overlap.
+  set(codes)
+  foreach(arch IN LISTS GPTX_CUDA_ARCHS)
+    list(APPEND codes ${arch}-real)
+    if(arch GREATER_EQUAL 90)
+      list(APPEND codes ${arch}-virtual)
+    endif()
+  endforeach()
   list(JOIN GPTX_CUDA_ARCHS " " archs)
   set_target_properties(gptx_cuda PROPERTIES
-    CUDA_ARCHITECTURES "${codes};${newest}-virtual"
+    CUDA_ARCHITECTURES "${codes}"
     CUDA_STANDARD 20
     CUDA_STANDARD_REQUIRED ON
     CUDA_RUNTIME_LIBRARY Static
     CUDA_VISIBILITY_PRESET hidden)
   target_include_directories(gptx_cuda PRIVATE csrc)
-  # The same bits in every kernel: multiply-adds are fused where the source says so and nowhere else.
-  target_compile_options(gptx_cuda PRIVATE
-    --expt-relaxed-constexpr -fmad=false -lineinfo --compress-mode=size -Xcompiler=-ffp-contract=off,-Wall
-    # A kernel that spills registers is a mistake on every architecture.
-    -Xptxas=-warn-spills,-warn-lmem-usage $<$<BOOL:${GPTX_WERROR}>:-Werror=all-warnings>)
+  target_compile_options(gptx_cuda PRIVATE ${GPTX_NVCC_OPTIONS} -Xcompiler=-ffp-contract=off,-Wall
+    $<$<BOOL:${GPTX_WERROR}>:-Werror=all-warnings>)
   target_compile_definitions(gptx_cuda PRIVATE
     GPTX_VERSION="${PROJECT_VERSION}" GPTX_CUDA_ARCHITECTURES="${archs}")
   set(exports "${PROJECT_SOURCE_DIR}/csrc/cuda/exports.map")

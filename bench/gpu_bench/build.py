@@ -1,7 +1,7 @@
 """gptx with its CUDA library, out of this checkout, without installing anything.
 
-The extension and the library are built in ``build/gpu/cmake``; ``build/gpu/site/gptx`` links to them
-and to the Python files, so that a path is all it takes to import them.
+The extension and the library are built in ``build/gpu/cmake``; ``build/gpu/site/gptx`` links to
+them and to the Python files, so that a path is all it takes to import them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def environment(site: Path | None) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(FOLDER / "inductor"),
         "TRITON_CACHE_DIR": str(FOLDER / "triton"),
         "HF_HUB_OFFLINE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # some warn, and warnings are errors
     }
 
 
@@ -60,8 +61,8 @@ def commands(folder: Path, capability: int) -> Iterator[list[str]]:
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={_pybind11_folder()}",
     ]
-    parallel = str(os.cpu_count() or 1)
-    yield ["cmake", "--build", str(folder), "--parallel", parallel, "--target", "_core", "gptx_cuda"]
+    parallel = ("--parallel", str(os.cpu_count() or 1))
+    yield ["cmake", "--build", str(folder), *parallel, "--target", "_core", "gptx_cuda"]
 
 
 def link_site(site: Path, built: Path) -> None:

@@ -21,7 +21,7 @@ _POOL = 1_000_003  # a prime: no row length divides it
 
 
 def config_named(model: str) -> GPTConfig:
-    """ "gpt2-xl", and the shapes of `workloads`."""
+    """The shape of gpt2-xl, or one of those in `workloads`."""
     if model != "gpt2-xl":
         return workloads.config_named(model)
     return GPTConfig(
@@ -30,7 +30,7 @@ def config_named(model: str) -> GPTConfig:
 
 
 class PooledTensors(Mapping[str, NDArray[np.float32]]):
-    """Canonical tensors like `workloads.RandomTensors`, thirty times as fast.
+    """Canonical tensors like `workloads.RandomTensors`, copied instead of drawn.
 
     Each million values is one pool of normal numbers from another random beginning. What is
     measured does not see the repetition: no cache is indexed by contents.
@@ -76,7 +76,7 @@ def pack(
 def unpack(
     config: GPTConfig, dtype: str, packed: Mapping[str, NDArray]
 ) -> dict[str, NDArray[np.float32]]:
-    """Canonical float32 tensors, matrices ``[out, in]``, with the values that ``packed`` stands for."""
+    """Canonical float32 tensors, matrices ``[out, in]``: the values that ``packed`` stands for."""
     names = list(canonical_shapes(config))
     values = _map(lambda name: restore(config, dtype, name, packed), names)
     return dict(zip(names, values, strict=True))

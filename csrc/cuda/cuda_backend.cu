@@ -1,7 +1,9 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <string>
 
+#include "core/error.h"
 #include "cuda/kernels/append_int8.h"
 #include "cuda/kernels/embed.h"
 #include "cuda/kernels/sample.h"
@@ -119,7 +121,9 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
     task.scales = scales_;
     task.norm = {};
   }
-  if (task.rows > kFewRows) return matmul_.linear_many(device_, task);
+  const bool few = task.rows <= kFewRows && (task.operands == nullptr || matmul_.fits_few(device_, task));
+  if (!few && out.rows.maxima == nullptr) return matmul_.linear_many(device_, task);
+  if (!few) throw DeviceError("rows of " + std::to_string(task.depth) + " inputs are too wide for this device");
   const size_t blocks = matmul_.linear_few(device_, task);
   if (out.rows.maxima != nullptr) maxima_ = static_cast<int>(blocks);
 }

@@ -4,8 +4,8 @@
 
 #include <unistd.h>
 
-#include <mutex>
-#include <set>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -23,17 +23,21 @@ void check(cudaError_t status, const char* what) {
 
 // From this capability on a kernel can begin before the one in front has ended.
 constexpr int kOverlap = 90;
-// What a block can have without asking for more.
-constexpr size_t kPlainSharedBytes = 48 * 1024;
 
 }  // namespace
 
 class Device::Recording {
  public:
+  Recording(int device, pid_t process) : device_(device), process_(process) {}
   ~Recording() {
-    if (executable != nullptr) static_cast<void>(cudaGraphExecDestroy(executable));
+    if (executable == nullptr || getpid() != process_ || cudaSetDevice(device_) != cudaSuccess) return;
+    static_cast<void>(cudaGraphExecDestroy(executable));
   }
   cudaGraphExec_t executable = nullptr;
+
+ private:
+  int device_;
+  pid_t process_;
 };
 
 struct Device::State {
@@ -44,8 +48,22 @@ struct Device::State {
   std::vector<void*> memory, host_memory;
   void* staging = nullptr;
   size_t staging_bytes = 0;
-  bool after_kernel = false;  // whether the last thing in the queue is a kernel
-  std::set<const void*> large_kernels;
+  bool after_kernel = false;             // whether the last thing in the queue is a kernel
+  bool preparing = false;                // kernels are made ready and nothing is put into the queue
+  std::map<const void*, bool> overlaps;  // of the kernels that are ready: whether the code waits for the kernel in front
+
+  // Loads a kernel and gives it all the shared memory that there is. Code of an older architecture has no wait.
+  bool ready(const void* kernel) {
+    const auto found = overlaps.find(kernel);
+    if (found != overlaps.end()) return found->second;
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel), "loading a kernel");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(properties.shared_bytes)),
+          "giving a kernel more shared memory");
+    const bool overlap = properties.capability >= kOverlap && attributes.ptxVersion >= kOverlap;
+    return overlaps[kernel] = overlap;
+  }
 
   // Every use begins here: the device is per thread, and no context survives a fork.
   void use() {
@@ -104,9 +122,10 @@ void* Device::allocate(size_t bytes, const char* what) {
 
 void* Device::staging(size_t bytes) {
   synchronize();
-  if (bytes > state_->staging_bytes) {
+  if (bytes > state_->staging_bytes || bytes == 0) {
     check(cudaFree(std::exchange(state_->staging, nullptr)), "freeing memory");
     state_->staging_bytes = 0;
+    if (bytes == 0) return nullptr;
     check(cudaMalloc(&state_->staging, bytes), "allocating memory to pack weights");
     state_->staging_bytes = bytes;
   }
@@ -142,11 +161,12 @@ void Device::zero(void* device, size_t bytes) {
 void Device::launch(const LaunchShape& shape, const void* kernel, void** arguments) {
   State& s = *state_;
   s.use();
-  if (shape.shared_bytes > kPlainSharedBytes && s.large_kernels.insert(kernel).second) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(s.properties.shared_bytes)),
-          "giving a kernel more shared memory");
+  if (shape.shared_bytes > s.properties.shared_bytes) {
+    throw DeviceError("CUDA: a kernel wants " + std::to_string(shape.shared_bytes) + " bytes of shared memory, and " +
+                      s.properties.name + " has " + std::to_string(s.properties.shared_bytes));
   }
+  const bool overlaps = s.ready(kernel);
+  if (s.preparing) return;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(shape.x), static_cast<unsigned>(shape.y), static_cast<unsigned>(shape.z));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
@@ -156,7 +176,7 @@ void Device::launch(const LaunchShape& shape, const void* kernel, void** argumen
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &overlap;
-  config.numAttrs = s.after_kernel && s.properties.capability >= kOverlap ? 1 : 0;
+  config.numAttrs = s.after_kernel && overlaps ? 1 : 0;
   check(cudaLaunchKernelExC(&config, kernel, arguments), "launching a kernel");
   s.after_kernel = true;
 }
@@ -168,6 +188,15 @@ void Device::synchronize() {
 
 std::shared_ptr<Device::Recording> Device::record(const std::function<void()>& enqueue) {
   state_->use();
+  // Nothing may be loaded while the queue is recorded.
+  state_->preparing = true;
+  try {
+    enqueue();
+  } catch (...) {
+    state_->preparing = false;
+    throw;
+  }
+  state_->preparing = false;
   state_->after_kernel = false;
   check(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal), "recording a step");
   cudaGraph_t graph = nullptr;
@@ -176,10 +205,11 @@ std::shared_ptr<Device::Recording> Device::record(const std::function<void()>& e
   } catch (...) {
     static_cast<void>(cudaStreamEndCapture(state_->stream, &graph));
     if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+    static_cast<void>(cudaGetLastError());
     throw;
   }
   check(cudaStreamEndCapture(state_->stream, &graph), "recording a step");
-  auto recording = std::make_shared<Recording>();
+  auto recording = std::make_shared<Recording>(state_->ordinal, state_->process);
   const cudaError_t status = cudaGraphInstantiate(&recording->executable, graph, 0);
   static_cast<void>(cudaGraphDestroy(graph));
   check(status, "preparing a recorded step");

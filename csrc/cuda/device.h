@@ -37,7 +37,7 @@ class Device {
 
   // Memory that lives as long as the device, filled with zeros.
   void* allocate(size_t bytes, const char* what);
-  // Memory for what is only passing through, good until the next call.
+  // Memory for what is only passing through, good until the next call; 0 bytes give it back.
   void* staging(size_t bytes);
   // Memory of the host that copies can read or write while the queue runs.
   void* allocate_host(size_t bytes);

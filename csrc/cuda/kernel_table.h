@@ -18,8 +18,9 @@ struct MatmulKernels {
                         int rows, int columns, int tiles);
   // Whether linear_few can make the operands of these rows itself.
   bool (*makes_operands)(const Device&, const LinearTask&);
-  // With operands made before, unless it makes them. Returns how many blocks of threads there are.
+  // With operands made before, unless it makes them. Returns how many blocks of threads there are for each row.
   size_t (*linear_few)(Device&, const LinearTask&);
+  bool (*fits_few)(const Device&, const LinearTask&);  // whether a block of it finds room on the device
   void (*linear_many)(Device&, const LinearTask&);
 };
 

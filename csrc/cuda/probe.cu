@@ -49,6 +49,11 @@ void probe(gptx_cuda_probe& out) {
     out.state = GPTX_CUDA_DRIVER_BROKEN;
     message = std::string("libcuda.so.1 is not a whole driver (a stub, or that of another version): ") +
               cudaGetErrorString(status);
+  } else if (status == cudaErrorInitializationError) {
+    out.state = GPTX_CUDA_OTHER;
+    message =
+        "the NVIDIA driver does not start in this process; was CUDA used before it was forked? Start processes with "
+        "the method \"spawn\"";
   } else {
     out.state = GPTX_CUDA_OTHER;
     message = std::string("the NVIDIA driver does not start: ") + cudaGetErrorString(status) + " (" +
@@ -69,8 +74,6 @@ void describe_device(int index, gptx_cuda_device& out) {
   out.capability = 10 * p.major + p.minor;
   out.multiprocessors = p.multiProcessorCount;
   out.total_bytes = p.totalGlobalMem;
-  int before = 0;
-  static_cast<void>(cudaGetDevice(&before));
   if (cudaSetDevice(index) == cudaSuccess) {
     cudaFuncAttributes attributes;
     out.usable = cudaFuncGetAttributes(&attributes, nothing) == cudaSuccess;
@@ -78,7 +81,6 @@ void describe_device(int index, gptx_cuda_device& out) {
     if (cudaMemGetInfo(&free, &total) == cudaSuccess) out.free_bytes = free;
   }
   static_cast<void>(cudaGetLastError());
-  static_cast<void>(cudaSetDevice(before));
 }
 
 }  // namespace gptx::cuda

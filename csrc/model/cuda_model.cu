@@ -1,10 +1,12 @@
 // Gpt<CudaBackend> behind the C interface of libgptx_cuda.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -22,7 +24,7 @@ static_assert(Backend<CudaBackend>);
 namespace {
 
 // Recorded steps that are kept.
-constexpr size_t kRecordings = 128;
+constexpr size_t kRecordings = 512;
 
 GptConfig config_of(const gptx_cuda_model_options& o) {
   return {.vocab_size = o.vocab_size,
@@ -62,6 +64,7 @@ struct gptx_cuda_model {
   explicit gptx_cuda_model(const gptx_cuda_model_options& o)
       : config_(config_of(o)),
         precision_(static_cast<Precision>(o.precision)),
+        steps_ahead_(o.steps_ahead),
         device_(o.device),
         backend_((check_memory(o), device_), config_, precision_, static_cast<KvType>(o.kv_type), o.kv_blocks,
                  {.rows = o.rows,
@@ -74,7 +77,7 @@ struct gptx_cuda_model {
               .y = backend_.make_rows(o.rows, config_.n_embd),
               .mlp = backend_.make_rows(o.rows, config_.n_inner),
               .logits = backend_.make_logits(o.logit_rows, config_.vocab_size)}) {
-    device_.synchronize();
+    device_.staging(0);
   }
 
   void run(const gptx_cuda_step& step, int32_t* tokens) {
@@ -97,11 +100,14 @@ struct gptx_cuda_model {
                                     .min_p = s.min_p,
                                     .seed = s.seed}});
     }
-    const bool decode = batch.size() == step.n_parts && step.n_samples == step.n_parts;
+    const bool decode = batch.size() == step.n_parts && batch.logit_rows.size() == step.n_parts &&
+                        step.n_samples == step.n_parts;
+    if (step.length > 1 && !decode) throw std::invalid_argument("a step of several tokens that is not all decode");
     backend_.tables().upload(batch, samples, decode, step.length);
     if (decode) {
-      const std::shared_ptr<cuda::Device::Recording> recording = recorded(batch);
-      for (uint64_t i = 0; i < step.length; ++i) device_.run(*recording);
+      // The usual lengths are recorded whole; what is left at the end of a text goes token by token.
+      const uint64_t at_once = step.length == steps_ahead_ ? step.length : 1;
+      for (uint64_t i = 0; i < step.length; i += at_once) device_.run(*recorded(batch, at_once));
     } else {
       enqueue(batch);
     }
@@ -118,12 +124,14 @@ struct gptx_cuda_model {
 
  private:
   // Every sequence of a decode step has one row; its kernels differ by the number of rows and of KV blocks alone.
-  std::shared_ptr<cuda::Device::Recording> recorded(const Batch& batch) {
-    const auto key = std::pair(batch.size(), backend_.tables().queries().few_blocks);
+  std::shared_ptr<cuda::Device::Recording> recorded(const Batch& batch, uint64_t length) {
+    const auto key = std::array{batch.size(), backend_.tables().queries().few_blocks, size_t{length}};
     const auto found = recordings_.find(key);
     if (found != recordings_.end()) return found->second;
-    if (recordings_.size() == kRecordings) recordings_.clear();
-    return recordings_[key] = device_.record([&] { enqueue(batch); });
+    if (recordings_.size() == kRecordings) recordings_.erase(recordings_.begin());
+    return recordings_[key] = device_.record([&] {
+      for (uint64_t i = 0; i < length; ++i) enqueue(batch);
+    });
   }
 
   void enqueue(const Batch& batch) {
@@ -137,6 +145,11 @@ struct gptx_cuda_model {
 
   // What the model will take is known before the first byte is: weights, cache, and what a step needs.
   void check_memory(const gptx_cuda_model_options& o) const {
+    const size_t shared = device_.properties().shared_bytes;
+    if (cuda::sample_shared_bytes(static_cast<int>(config_.vocab_size)) > shared) {
+      throw ParameterError("vocab_size", std::to_string(config_.vocab_size),
+                           "a vocabulary that " + device_.properties().name + " can sample from");
+    }
     uint64_t need = o.kv_blocks * CudaBackend::kv_block_bytes(config_, static_cast<KvType>(o.kv_type));
     const bool expand = precision_ == Precision::kFloat32 && o.dtype != 0;
     const uint64_t widened = expand ? (o.dtype == 1 ? 2 : 4) : 1;
@@ -197,11 +210,12 @@ struct gptx_cuda_model {
 
   GptConfig config_;
   Precision precision_;
+  uint64_t steps_ahead_;
   cuda::Device device_;
   std::deque<cuda::Matrix> matrices_;
   CudaBackend backend_;
   Gpt<CudaBackend> gpt_;
-  std::map<std::pair<size_t, size_t>, std::shared_ptr<cuda::Device::Recording>> recordings_;
+  std::map<std::array<size_t, 3>, std::shared_ptr<cuda::Device::Recording>> recordings_;  // rows, KV blocks, length
 };
 
 namespace {

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import numbers
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, cuda, modelfile
+from gptx import _core, modelfile
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
@@ -39,7 +38,6 @@ from gptx.tokenizer import StopMatcher, Tokenizer, TokenizerSpec
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
-_log = logging.getLogger("gptx")
 _MAX_THREADS = 1024
 _KV_CACHE_BYTES = 2 << 30
 
@@ -224,7 +222,7 @@ class Model:
             source.tensors,
             device=device.partition(":")[0],
             ordinal=int(device.partition(":")[2] or 0),
-            cuda_library="" if device == "cpu" else str(cuda.library_path()),
+            cuda_library=_cuda_library(device),
             threads=threads,
             isa=isa,
             precision=precision,
@@ -442,6 +440,14 @@ def load(
     )
 
 
+def _cuda_library(device: str) -> str:
+    if device == "cpu":
+        return ""
+    from gptx import cuda
+
+    return str(cuda.library_path())
+
+
 def _cpu_kv_cache_bytes() -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(memory // 4, _KV_CACHE_BYTES)
@@ -452,8 +458,10 @@ _warned: set[str] = set()
 
 def _warn_once(text: str) -> None:
     if text not in _warned:
+        import logging
+
         _warned.add(text)
-        _log.warning(text)
+        logging.getLogger("gptx").warning(text)
 
 
 def generate(

@@ -14,7 +14,8 @@ GPTX_KERNEL void append_int8(RowsView qkv, CacheView cache) {
   const KvLayout& kv = cache.layout;
   const float* const x = qkv.row(row) + (3 * head + part) * kv.head_width;
   const int position = cache.positions[row] % kBlock;
-  std::byte* const base = cache.head_of_row(row, head);
+  const int block = cache.block_tables[cache.row_tables[row] + cache.positions[row] / kBlock];
+  std::byte* const base = cache.head(block, head);
   float top = 0.0f;
   for (int d = lane_index(); d < kv.head_size; d += kWarp) top = fmaxf(top, fabsf(finite_or_zero(x[d])));
   top = warp_max(top);

@@ -45,8 +45,9 @@ struct AttentionLayout {
     return weights_begin() + static_cast<size_t>(Groups * kv.value_tiles()) * kOperandTileBytes<P>;
   }
   constexpr size_t out_begin() const { return statistics_begin() + sizeof(float) * kQueries * kStatistics; }
+  constexpr int out_stride() const { return kv.head_width + 4; }  // no two of 8 rows begin in the same bank
   constexpr size_t bytes() const {
-    return out_begin() + (Groups > 1 ? sizeof(float) * kQueries * static_cast<size_t>(kv.head_width) : 0);
+    return out_begin() + (Groups > 1 ? sizeof(float) * kQueries * static_cast<size_t>(out_stride()) : 0);
   }
   // Maxima and sums of the four warps, then m, l and how old and new are weighed.
   static constexpr int kStatistics = 2 * kAttentionWarps + 4;
@@ -72,6 +73,7 @@ template <class P, int Groups>
 struct Attention {
   using O = Operand<P::kLaneWords>;
   static constexpr int kQueries = Groups * kRows;
+  static constexpr int kAhead = 4;  // tiles that are loaded together: all of 64 inputs in bfloat16
 
   const AttentionTask& task;
   const QueryItem query;
@@ -111,28 +113,44 @@ struct Attention {
     sync_block();
   }
 
-  // The matrix product of panel `panel` with an operand in shared memory.
-  GPTX_DEVICE void multiply(float (&c)[Groups][4], const std::byte* matrix, int panel, int tiles,
-                            const std::byte* operand) const {
-    const auto* const w = reinterpret_cast<const uint4*>(matrix) + panel * tiles * kWarp + lane_index();
-    for (int tile = 0; tile < tiles; ++tile) {
-      const uint4 weights = w[tile * kWarp];
+  GPTX_DEVICE const std::byte* block(int b) const {
+    return task.cache.head(task.cache.block_tables[query.table + b], head);
+  }
+
+  // Tiles from `first` on of a panel of a matrix, all on their way at once.
+  GPTX_DEVICE void load(uint4 (&w)[kAhead], const std::byte* matrix, int panel, int tiles, int first = 0) const {
+    const auto* const p = reinterpret_cast<const uint4*>(matrix) + (panel * tiles + first) * kWarp + lane_index();
 #pragma unroll
-      for (int g = 0; g < Groups; ++g) {
-        const auto* const o = reinterpret_cast<const O*>(operand) + (g * tiles + tile) * kWarp + lane_index();
-        P::multiply_add(c[g], weights, *o);
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i < tiles) w[i] = p[i * kWarp];
+    }
+  }
+
+  // The product of a panel with an operand in shared memory; `w` holds its first tiles.
+  GPTX_DEVICE void multiply(float (&c)[Groups][4], uint4 (&w)[kAhead], const std::byte* matrix, int panel, int tiles,
+                            const std::byte* operand) const {
+    for (int first = 0; first < tiles; first += kAhead) {
+      if (first > 0) load(w, matrix, panel, tiles, first);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (first + i >= tiles) break;
+#pragma unroll
+        for (int g = 0; g < Groups; ++g) {
+          const auto* const o = reinterpret_cast<const O*>(operand) + (g * tiles + first + i) * kWarp + lane_index();
+          P::multiply_add(c[g], w[i], *o);
+        }
       }
     }
   }
 
-  // The weights of block b: exp(score - maximum of the block), as an operand, with maxima and sums of the warps.
-  GPTX_DEVICE void weigh(int b) const {
-    const std::byte* const block = task.cache.head(task.cache.block_tables[query.table + b], head);
+  // The weights of block b: exp(score - maximum of the block), as an operand, with maxima and sums of the warps. Keys are
+  // in `keys`; values come meanwhile.
+  GPTX_DEVICE void weigh(int b, const std::byte* block, uint4 (&keys)[kAhead]) const {
     const auto* const key_scale = reinterpret_cast<const float*>(block + kv.scale_begin());
     const float* const value_scale = key_scale + kBlock;
     const int g = lane_index() / 4, t = lane_index() % 4;
     float c[Groups][4] = {};
-    multiply(c, block, warp_index(), kv.key_tiles(), shared);
+    multiply(c, keys, block, warp_index(), kv.key_tiles(), shared);
 
     const auto in_block = [&](int i) { return warp_index() * kPanel + g + i / 2 * 8; };
     const auto row_of = [&](int group, int i) { return group * kRows + t * 2 + i % 2; };
@@ -196,13 +214,15 @@ struct Attention {
     }
   }
 
-  // Calls f(row, d, value) for the weighted values of block b; each element is always the same lane's.
+  // Calls f(row, d, value) for the weighted values of a block; each element is always the same lane's. `values` holds
+  // the first tiles of this warp's first panel.
   template <class F>
-  GPTX_DEVICE void for_each_value(int b, F f) const {
-    const std::byte* const block = task.cache.head(task.cache.block_tables[query.table + b], head);
+  GPTX_DEVICE void for_each_value(const std::byte* block, uint4 (&values)[kAhead], F f) const {
+    const std::byte* const matrix = block + kv.value_begin();
     for (int panel = warp_index(); panel < kv.head_width / kPanel; panel += kAttentionWarps) {
       float c[Groups][4] = {};
-      multiply(c, block + kv.value_begin(), panel, kv.value_tiles(), shared + layout.weights_begin());
+      if (panel != warp_index()) load(values, matrix, panel, kv.value_tiles());
+      multiply(c, values, matrix, panel, kv.value_tiles(), shared + layout.weights_begin());
 #pragma unroll
       for (int group = 0; group < Groups; ++group) {
 #pragma unroll
@@ -213,6 +233,13 @@ struct Attention {
     }
   }
 
+  GPTX_DEVICE void load_keys(uint4 (&keys)[kAhead], const std::byte* block) const {
+    load(keys, block, warp_index(), kv.key_tiles());
+  }
+  GPTX_DEVICE void load_values(uint4 (&values)[kAhead], const std::byte* block) const {
+    if (warp_index() < kv.head_width / kPanel) load(values, block + kv.value_begin(), warp_index(), kv.value_tiles());
+  }
+
   GPTX_DEVICE void write(int r, int d, float out, float l) const {
     if (d < kv.head_size) task.out.row(query.out_row + r)[head * kv.head_size + d] = out / l;
   }
@@ -220,39 +247,43 @@ struct Attention {
 
 // Many queries: one block of threads goes through the KV blocks. x queries, y heads.
 template <class P, int Groups>
-GPTX_KERNEL void __launch_bounds__(kAttentionThreads) attend_many(AttentionTask task) {
+GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 2) attend_many(AttentionTask task) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   const Attention<P, Groups> attention(task, block_x(), block_y());
   constexpr int kQueries = Groups * kRows;
-  const int width = attention.kv.head_width;
+  const int width = attention.kv.head_width, stride = attention.layout.out_stride();
   float* const m = attention.state(0);
   float* const l = attention.state(1);
   float* const old_weight = attention.state(2);
   float* const new_weight = attention.state(3);
   auto* const out = reinterpret_cast<float*>(attention.shared + attention.layout.out_begin());
-  for (int i = thread_index(); i < kQueries * width; i += kAttentionThreads) out[i] = 0.0f;
+  for (int i = thread_index(); i < kQueries * stride; i += kAttentionThreads) out[i] = 0.0f;
   for (int r = thread_index(); r < kQueries; r += kAttentionThreads) {
     m[r] = -INFINITY;
     l[r] = 0.0f;
   }
   attention.load_queries();
   for (int b = 0; b <= attention.query.position / kBlock; ++b) {
-    attention.weigh(b);
+    const std::byte* const block = attention.block(b);
+    uint4 keys[attention.kAhead], values[attention.kAhead];
+    attention.load_keys(keys, block);
+    attention.load_values(values, block);
+    attention.weigh(b, block, keys);
     for (int r = thread_index(); r < kQueries; r += kAttentionThreads) {
       const Fold fold(m[r], l[r], attention.block_maximum(r), attention.block_sum(r));
       old_weight[r] = fold.old_weight;
       new_weight[r] = fold.new_weight;
     }
     sync_block();
-    attention.for_each_value(b, [&](int r, int d, float value) {
-      float& o = out[r * width + d];
+    attention.for_each_value(block, values, [&](int r, int d, float value) {
+      float& o = out[r * stride + d];
       o = Fold::apply(o, old_weight[r], value, new_weight[r]);
     });
   }
   sync_block();
   for (int i = thread_index(); i < attention.query.rows * width; i += kAttentionThreads) {
-    attention.write(i / width, i % width, out[i], l[i / width]);
+    attention.write(i / width, i % width, out[i / width * stride + i % width], l[i / width]);
   }
 }
 
@@ -270,9 +301,22 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 8) attend_few(AttentionTas
   const int stride = rows * (width + 2);
   float* const partials = task.partials + static_cast<size_t>(pair) * static_cast<size_t>(grid_x() * stride);
   float* const mine = partials + block_x() * stride;
+  const std::byte* const block = attention.block(block_x());
+  uint4 keys[attention.kAhead], values[attention.kAhead];
+  attention.load_keys(keys, block);
+  attention.load_values(values, block);
   attention.load_queries();
-  attention.weigh(block_x());
-  attention.for_each_value(block_x(), [&](int r, int d, float value) {
+  attention.weigh(block_x(), block, keys);
+  if (blocks == 1) {
+    attention.for_each_value(block, values, [&](int r, int d, float value) {
+      if (r >= attention.query.rows) return;
+      float m = -INFINITY, l = 0.0f;
+      const Fold fold(m, l, attention.block_maximum(r), attention.block_sum(r));
+      attention.write(r, d, Fold::apply(0.0f, fold.old_weight, value, fold.new_weight), l);
+    });
+    return;
+  }
+  attention.for_each_value(block, values, [&](int r, int d, float value) {
     if (r < rows) mine[r * width + d] = value;
   });
   if (thread_index() < rows) {

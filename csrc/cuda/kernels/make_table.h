@@ -2,11 +2,15 @@
 #pragma once
 
 #include "cuda/kernel_table.h"
+#include "cuda/kernels/linear_few.h"
+#include "cuda/kernels/linear_many.h"
 #include "cuda/launch.h"
 
 namespace gptx::cuda {
 
-inline constexpr int kFewWarps = 12;  // of a block, at most
+// Warps of a block of linear_few: as many as it has items, or so many that two blocks share a multiprocessor.
+inline constexpr int kFewWarps = 12;
+inline constexpr int kSharingWarps = 9;
 
 template <class P, int Groups>
 LaunchShape few_shape(const Device& device, LinearTask& task) {
@@ -17,15 +21,39 @@ LaunchShape few_shape(const Device& device, LinearTask& task) {
   task.panels_per_block = min(wanted, most);
   const int items = task.panels_per_block * chains;
   return {.x = static_cast<size_t>(ceil_div(task.panels, task.panels_per_block)),
-          .threads = min(items, kFewWarps) * kWarp,
-          .shared_bytes = FewLayout<P, Groups>{task.rows, task.depth, task.tiles, items, task.norm.gain != nullptr}
+          .threads = (items <= kFewWarps ? items : kSharingWarps) * kWarp,
+          .shared_bytes = FewLayout<P, Groups>{task.rows, task.depth, task.tiles, task.panels_per_block,
+                                                items, task.norm.gain != nullptr}
                               .bytes()};
 }
 
 template <class P, int Groups>
+bool fits_few(const Device& device, LinearTask task) {
+  return few_shape<P, Groups>(device, task).shared_bytes <= device.properties().shared_bytes;
+}
+
+// Some rows of a task, from a multiple of 8 on.
+template <class P>
+LinearTask rows_of(LinearTask task, int first, int rows, size_t blocks) {
+  task.operands += static_cast<size_t>(first / kRows) * static_cast<size_t>(task.tiles) * kOperandTileBytes<P>;
+  task.scales += first;
+  task.out.rows.data = task.out.rows.row(first);
+  if (task.out.rows.maxima != nullptr) task.out.rows.maxima += static_cast<size_t>(first) * blocks;
+  task.out.cache.positions += first;
+  task.out.cache.row_tables += first;
+  task.rows = min(rows, task.rows - first);
+  return task;
+}
+
+// All rows, as many at a time as a block has room for. The blocks are the same for all.
+template <class P, int Groups>
 size_t launch_few(Device& device, LinearTask task) {
-  const LaunchShape shape = few_shape<P, Groups>(device, task);
-  launch(device, shape, linear_few<P, Groups>, task);
+  const int rows = task.rows;
+  LaunchShape shape = few_shape<P, Groups>(device, task);
+  for (int first = 0; first < rows; first += Groups * kRows) {
+    const LinearTask part = Groups == 1 ? task : rows_of<P>(task, first, Groups * kRows, shape.x);
+    launch(device, shape, linear_few<P, Groups>, part);
+  }
   return shape.x;
 }
 
@@ -42,17 +70,16 @@ constexpr MatmulKernels make_matmul() {
           },
       .makes_operands =
           [](const Device& device, const LinearTask& task) {
-            LinearTask copy = task;
-            return task.rows <= kRows &&
-                   few_shape<P, 1>(device, copy).shared_bytes <= device.properties().shared_bytes;
+            return task.rows <= kRows && fits_few<P, 1>(device, task);
           },
       .linear_few =
           [](Device& device, const LinearTask& task) {
             if (task.operands == nullptr) return launch_few<P, 1>(device, task);
-            if (task.rows <= 2 * kRows) return launch_few<P, 2>(device, task);
-            if (task.rows <= 4 * kRows) return launch_few<P, 4>(device, task);
-            return launch_few<P, 8>(device, task);
+            if (task.rows > 4 * kRows && fits_few<P, 8>(device, task)) return launch_few<P, 8>(device, task);
+            if (task.rows > 2 * kRows && fits_few<P, 4>(device, task)) return launch_few<P, 4>(device, task);
+            return launch_few<P, 2>(device, task);
           },
+      .fits_few = [](const Device& device, const LinearTask& task) { return fits_few<P, 2>(device, task); },
       .linear_many =
           [](Device& device, const LinearTask& task) {
             const LaunchShape shape{.x = static_cast<size_t>(ceil_div(task.panels, kManyPanels)),

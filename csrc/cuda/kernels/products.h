@@ -20,21 +20,28 @@ struct RowScale {
   int32_t zero;
 };
 
-// What turns sums into outputs, per output.
+// What turns the sum of one output into its value.
+struct Column {
+  float bias;
+  float scale;      // int8 only
+  int32_t colsum;   // int8 only
+};
+
 struct Columns {
   const float* bias;      // [N], or null
   const float* scale;     // [N], int8 only
   const int32_t* colsum;  // [N], int8 only
+
+  GPTX_DEVICE Column at(int n) const {
+    return {bias == nullptr ? 0.0f : load_constant(bias + n), scale == nullptr ? 0.0f : load_constant(scale + n),
+            colsum == nullptr ? 0 : load_constant(colsum + n)};
+  }
 };
 
 template <int Words>
 struct alignas(Words * 4) Operand {
   uint32_t word[Words];
 };
-
-GPTX_DEVICE float bias_of(const Columns& columns, int n) {
-  return columns.bias == nullptr ? 0.0f : columns.bias[n];
-}
 
 // float32 by float32, each as the sum of two TF32 numbers; of the four products the least is left out.
 struct Float32Product {
@@ -66,9 +73,7 @@ struct Float32Product {
   static GPTX_DEVICE void store(std::byte* p, const float (&x)[1], const RowScale&, float) {
     *reinterpret_cast<float*>(p) = x[0];
   }
-  static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Columns& columns, int n) {
-    return sum + bias_of(columns, n);
-  }
+  static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Column& column) { return sum + column.bias; }
 };
 
 // bfloat16 by bfloat16, summed in float32.
@@ -87,9 +92,7 @@ struct BFloat16Product {
   static GPTX_DEVICE void store(std::byte* p, const float (&x)[2], const RowScale&, float) {
     *reinterpret_cast<uint32_t*>(p) = bf16_pair(x[0], x[1]);
   }
-  static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Columns& columns, int n) {
-    return sum + bias_of(columns, n);
-  }
+  static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Column& column) { return sum + column.bias; }
 };
 
 // int8 weights, exact in bfloat16, by bfloat16 activations.
@@ -128,8 +131,8 @@ struct Int8Product {
     words[0] = bf16_pair(x[0], x[1]);
     words[1] = bf16_pair(x[2], x[3]);
   }
-  static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Columns& columns, int n) {
-    return fmaf(sum, columns.scale[n], bias_of(columns, n));
+  static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Column& column) {
+    return fmaf(sum, column.scale, column.bias);
   }
 };
 
@@ -157,9 +160,9 @@ struct Int8FastProduct {
     }
     *reinterpret_cast<uint32_t*>(p) = word;
   }
-  static GPTX_DEVICE float finish(Sum sum, const RowScale& row, const Columns& columns, int n) {
-    const float exact = static_cast<float>(sum - row.zero * columns.colsum[n]);
-    return fmaf(exact, row.scale * columns.scale[n], bias_of(columns, n));
+  static GPTX_DEVICE float finish(Sum sum, const RowScale& row, const Column& column) {
+    const float exact = static_cast<float>(sum - row.zero * column.colsum);
+    return fmaf(exact, row.scale * column.scale, column.bias);
   }
 };
 

@@ -39,6 +39,11 @@ GPTX_DEVICE float warp_max(float x) {
   return x;
 }
 
+template <int N>
+struct alignas(N * 4) Floats {
+  float x[N];
+};
+
 // What is made of a row before it is multiplied.
 struct Norm {
   const float* gain;  // [C]; null: the row as it is
@@ -54,8 +59,8 @@ struct RowStatistics {
 };
 
 // x -> (x - mean) / sqrt(variance + epsilon) * gain + bias (Ba et al., 2016).
-GPTX_DEVICE float normal_value(const float* x, const Norm& norm, const RowStatistics& s, int i) {
-  return norm.gain == nullptr ? x[i] : fmaf((x[i] - s.mean) * s.inverse_deviation, norm.gain[i], norm.bias[i]);
+GPTX_DEVICE float normal_value(float x, const Norm& norm, const RowStatistics& s, int i) {
+  return norm.gain == nullptr ? x : fmaf((x - s.mean) * s.inverse_deviation, norm.gain[i], norm.bias[i]);
 }
 
 // A row whose values span less than this is a row of zeros.
@@ -76,7 +81,7 @@ GPTX_DEVICE RowStatistics row_statistics(const float* x, const Norm& norm, int c
   if constexpr (P::kScaledRows) {
     float least = 0.0f, most = 0.0f, check = 0.0f;
     for (int i = lane_index(); i < columns; i += kWarp) {
-      const float value = normal_value(x, norm, s, i);
+      const float value = normal_value(x[i], norm, s, i);
       least = fminf(least, value);
       most = fmaxf(most, value);
       check = fmaf(value, 0.0f, check);  // NaN if anything is not finite
@@ -92,17 +97,48 @@ GPTX_DEVICE RowStatistics row_statistics(const float* x, const Norm& norm, int c
   return s;
 }
 
-// Line `line` of a row as part of operand `row`, zeros behind its end.
+// The inputs of line `line`, zeros behind the end of the row. Rows begin at multiples of 16 bytes.
 template <class P>
-GPTX_DEVICE void write_operand_line(std::byte* operands, const float* x, const Norm& norm, const RowStatistics& s,
-                                    int row, int line, int columns, int tiles) {
-  float value[P::kInputs];
+GPTX_DEVICE void load_line(float (&value)[P::kInputs], const float* x, int line, int columns) {
+  const int k = line * P::kInputs;
+  if (k + P::kInputs <= columns) {
+    const auto whole = *reinterpret_cast<const Floats<P::kInputs>*>(x + k);
 #pragma unroll
-  for (int e = 0; e < P::kInputs; ++e) {
-    const int k = line * P::kInputs + e;
-    value[e] = k < columns ? normal_value(x, norm, s, k) : 0.0f;
+    for (int e = 0; e < P::kInputs; ++e) value[e] = whole.x[e];
+    return;
   }
-  P::store(operands + operand_offset(row, line, tiles, kLaneBytes<P>), value, s.scale, s.inverse_scale);
+#pragma unroll
+  for (int e = 0; e < P::kInputs; ++e) value[e] = k + e < columns ? x[k + e] : 0.0f;
+}
+
+// A row as operand `row`, zeros behind its end, by `threads` threads of which this is number `thread`. Several lines are
+// loaded before the first is stored.
+template <class P>
+GPTX_DEVICE void write_operand(std::byte* operands, const float* x, const Norm& norm, const RowStatistics& s, int row,
+                               int columns, int tiles, int thread, int threads) {
+  constexpr int kTogether = 4;
+  const int lines = tiles * kTileLines;
+  for (int first = thread; first < lines; first += kTogether * threads) {
+    float value[kTogether][P::kInputs];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int line = first + i * threads;
+      if (line < lines) load_line<P>(value[i], x, line, columns);
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int line = first + i * threads;
+      if (line >= lines) break;
+      if (norm.gain != nullptr) {
+#pragma unroll
+        for (int e = 0; e < P::kInputs; ++e) {
+          const int k = line * P::kInputs + e;
+          if (k < columns) value[i][e] = normal_value(value[i][e], norm, s, k);
+        }
+      }
+      P::store(operands + operand_offset(row, line, tiles, kLaneBytes<P>), value[i], s.scale, s.inverse_scale);
+    }
+  }
 }
 
 // Rows of floats [rows, stride] in device memory.
@@ -122,9 +158,7 @@ GPTX_KERNEL void make_operands(std::byte* operands, RowScale* scales, RowsView i
   const int row = block_x() * warp_count() + warp_index();
   if (row >= rows) return;
   const RowStatistics statistics = row_statistics<P>(in.row(row), norm, columns);
-  for (int line = lane_index(); line < tiles * kTileLines; line += kWarp) {
-    write_operand_line<P>(operands, in.row(row), norm, statistics, row, line, columns, tiles);
-  }
+  write_operand<P>(operands, in.row(row), norm, statistics, row, columns, tiles, lane_index(), kWarp);
   if (lane_index() == 0) scales[row] = statistics.scale;
 }
 

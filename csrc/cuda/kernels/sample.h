@@ -9,24 +9,6 @@
 
 namespace gptx::cuda {
 
-inline constexpr int kSampleThreads = 512;
-inline constexpr int kSampleWarps = kSampleThreads / kWarp;
-inline constexpr int kDigits = 256;  // a key is four of them
-
-struct SampleShared {
-  uint64_t histogram[kDigits];
-  uint64_t warps[kSampleWarps];
-  double chunk_sums[kSampleThreads];
-  double group_sums[kSampleWarps];
-  int32_t tie_ranks[kSampleThreads];  // ties among the ids of the threads before
-  uint32_t key;    // the least that is kept
-  uint64_t above;  // weight or number of what has a larger key
-  uint64_t most;   // reduced value
-};
-constexpr size_t sample_shared_bytes(int vocab_size) {
-  return sizeof(SampleShared) + static_cast<size_t>(ceil_div(vocab_size, 32)) * sizeof(uint32_t);
-}
-
 // The largest of all threads' values.
 GPTX_DEVICE uint64_t block_max(SampleShared& s, uint64_t x) {
 #pragma unroll
@@ -62,6 +44,18 @@ GPTX_DEVICE int32_t block_sum_before(SampleShared& s, int32_t x) {
   return before;
 }
 
+// The sum of all threads' values.
+GPTX_DEVICE uint64_t block_total(SampleShared& s, uint64_t x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  if (lane_index() == 0) s.warps[warp_index()] = x;
+  sync_block();
+  x = 0;
+  for (int w = 0; w < kSampleWarps; ++w) x += s.warps[w];
+  sync_block();
+  return x;
+}
+
 struct Sampling {
   SampleShared& shared;
   float* const logits;
@@ -80,30 +74,47 @@ struct Sampling {
     uint32_t prefix = 0, mask = 0;
     uint64_t above = 0;
     for (int shift = 24; shift >= 0; shift -= 8) {
-      for (int i = thread_index(); i < kDigits; i += kSampleThreads) shared.histogram[i] = 0;
+      for (int i = thread_index(); i < kDigits; i += kSampleThreads) shared.low[i] = shared.high[i] = 0;
       sync_block();
+      // Neighbours often share a digit: a thread adds its run of one at once.
+      uint32_t digit = 0;
+      uint64_t run = 0;
+      const auto end_run = [&] {
+        if (run == 0) return;
+        const auto half = static_cast<uint32_t>(run);
+        const uint32_t before = atomic_add(&shared.low[digit], half);
+        const uint32_t carry = before + half < before ? 1 : 0;
+        atomic_add(&shared.high[digit], static_cast<uint32_t>(run >> 32) + carry);
+        run = 0;
+      };
       for (int i = thread_index(); i < n; i += kSampleThreads) {
         const uint32_t key = key_of(logits[i]);
         if ((key & mask) != prefix || key < least) continue;
-        atomic_add(reinterpret_cast<unsigned long long*>(&shared.histogram[key >> shift & 0xffu]),
-                   static_cast<unsigned long long>(weight(i)));
+        if ((key >> shift & 0xffu) != digit) {
+          end_run();
+          digit = key >> shift & 0xffu;
+        }
+        run += weight(i);
       }
+      end_run();
       sync_block();
       if (warp_index() == 0) {
         // Each lane has eight digits; the lane where the target is reached from above goes through its own.
         constexpr int kOwn = kDigits / kWarp;
-        const uint64_t* const own = shared.histogram + lane_index() * kOwn;
+        const auto own = [&](int i) {
+          return uint64_t{shared.high[lane_index() * kOwn + i]} << 32 | shared.low[lane_index() * kOwn + i];
+        };
         uint64_t sum = 0;
-        for (int i = 0; i < kOwn; ++i) sum += own[i];
+        for (int i = 0; i < kOwn; ++i) sum += own(i);
         uint64_t before = above;  // with the lanes above this one
         for (int lane = kWarp - 1; lane > 0; --lane) {
           const uint64_t other = shuffle(sum, lane);
           if (lane > lane_index()) before += other;
         }
         if (before < target && before + sum >= target) {
-          int digit = kOwn - 1;
-          while (before + own[digit] < target) before += own[digit--];
-          shared.key = prefix | static_cast<uint32_t>(lane_index() * kOwn + digit) << shift;
+          int place = kOwn - 1;
+          while (before + own(place) < target) before += own(place--);
+          shared.key = prefix | static_cast<uint32_t>(lane_index() * kOwn + place) << shift;
           shared.above = before;
         }
       }
@@ -119,24 +130,21 @@ struct Sampling {
   GPTX_DEVICE bool allowed(int i) const { return logits[i] != -INFINITY; }
 
   GPTX_DEVICE void keep_top_k() {
-    if (item.top_k > 0 && item.top_k < n) descend(static_cast<uint64_t>(item.top_k), [](int) { return 1; });
+    if (item.top_k > 0 && item.top_k < n) descend(static_cast<uint64_t>(item.top_k), [](int) { return uint64_t{1}; });
     ties = n;
   }
 
   GPTX_DEVICE void keep_top_p() {
     if (!(item.top_p < 1.0)) return;
     const auto weight = [&](int i) { return static_cast<uint64_t>(allowed(i) ? probability(i) * fixed_point : 0.0); };
-    if (thread_index() == 0) shared.most = 0;
-    sync_block();
     uint64_t mine = 0;
     for (int i = thread_index(); i < n; i += kSampleThreads) {
       if (key_of(logits[i]) >= least) mine += weight(i);
     }
-    atomic_add(reinterpret_cast<unsigned long long*>(&shared.most), static_cast<unsigned long long>(mine));
-    sync_block();
-    const double wanted = item.top_p * static_cast<double>(shared.most);
+    const uint64_t total = block_total(shared, mine);
+    const double wanted = item.top_p * static_cast<double>(total);
     uint64_t target = static_cast<uint64_t>(wanted) + (wanted > floor(wanted) ? 1 : 0);
-    target = target > shared.most ? shared.most : (target < 1 ? 1 : target);
+    target = target > total ? total : (target < 1 ? 1 : target);
     descend(target, weight);
     // Of equal logits as many as it takes, at least one.
     const uint64_t each = static_cast<uint64_t>(

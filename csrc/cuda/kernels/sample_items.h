@@ -6,6 +6,10 @@
 
 namespace gptx::cuda {
 
+inline constexpr int kSampleThreads = 512;
+inline constexpr int kSampleWarps = kSampleThreads / kWarp;
+inline constexpr int kDigits = 256;  // a key is four of them
+
 struct SampleItem {
   uint64_t position, seed;
   double repetition_penalty, temperature, top_p, min_p;
@@ -27,5 +31,20 @@ struct SampleStep {
   int32_t* positions;
   QueryItem* queries;
 };
+
+// Shared memory of a block.
+struct SampleShared {
+  uint32_t low[kDigits], high[kDigits];  // a histogram of 64-bit weights, in halves
+  uint64_t warps[kSampleWarps];
+  double chunk_sums[kSampleThreads];
+  double group_sums[kSampleWarps];
+  int32_t tie_ranks[kSampleThreads];  // ties among the ids of the threads before
+  uint32_t key;    // the least that is kept
+  uint64_t above;  // weight or number of what has a larger key
+  uint64_t most;   // reduced value
+};
+constexpr size_t sample_shared_bytes(int vocab_size) {
+  return sizeof(SampleShared) + static_cast<size_t>(ceil_div(vocab_size, 32)) * sizeof(uint32_t);
+}
 
 }  // namespace gptx::cuda

@@ -123,18 +123,20 @@ GPTX_DEVICE uint4 load_streamed(const uint4* p) {
   return v;
 }
 
-// A number that no kernel writes.
-GPTX_DEVICE float load_constant(const float* p) {
-  float x;
-  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(p));
-  return x;
+// A number of 4 bytes that no kernel writes.
+template <class T>
+GPTX_DEVICE T load_constant(const T* p) {
+  static_assert(sizeof(T) == 4);
+  uint32_t bits;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(bits) : "l"(p));
+  return *reinterpret_cast<T*>(&bits);
 }
 
-// Adds one and returns what was there; what this thread wrote before is visible to who sees the sum.
+// Adds one and returns what was there. What the block wrote before a barrier in front of it is visible behind a barrier
+// that follows it, in every block that comes later.
 GPTX_DEVICE uint32_t take_ticket(uint32_t* counter) {
-  __threadfence();
-  const uint32_t before = atomicAdd(counter, 1u);
-  __threadfence();
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
 }
 

@@ -107,6 +107,7 @@ void Device::synchronize() {
 
 void* Device::staging(size_t bytes) {
   synchronize();
+  if (bytes == 0) return nullptr;
   return state_->allocate(bytes);
 }
 

@@ -187,7 +187,10 @@ void wait_async_groups() {
 }
 
 inline uint4 load_streamed(const uint4* p) { return *p; }
-inline float load_constant(const float* p) { return *p; }
+template <class T>
+T load_constant(const T* p) {
+  return *p;
+}
 
 inline uint32_t take_ticket(uint32_t* counter) { return (*counter)++; }
 
