@@ -187,7 +187,6 @@ def test_one_bad_prompt_refuses_the_whole_list_before_anything_runs(model):
         (dict(threads=2.0), "threads"),
         (dict(kv_cache_bytes=-1), "kv_cache_bytes"),
         (dict(isa="mmx"), "isa: expected one of .*scalar, got 'mmx'"),
-        (dict(device="cuda"), "CUDA"),
     ],
 )
 def test_load_names_the_argument_that_is_wrong(path, options, match):
