@@ -250,7 +250,8 @@ template <class P, int Groups>
 GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 2) attend_many(AttentionTask task) {
   let_next_kernel_start();
   wait_for_previous_kernel();
-  const Attention<P, Groups> attention(task, block_x(), block_y());
+  // Late positions see the most: they go first, so that no long piece is left for the end.
+  const Attention<P, Groups> attention(task, grid_x() - 1 - block_x(), block_y());
   constexpr int kQueries = Groups * kRows;
   const int width = attention.kv.head_width, stride = attention.layout.out_stride();
   float* const m = attention.state(0);

@@ -57,6 +57,19 @@ size_t launch_few(Device& device, LinearTask task) {
   return shape.x;
 }
 
+// The larger the part of a block, the less it reads for each product; but every multiprocessor should have one.
+template <class P, int Panels, int Groups>
+bool launch_many(Device& device, const LinearTask& task, bool always) {
+  using Layout = ManyLayout<P, Panels, Groups>;
+  const LaunchShape shape{.x = static_cast<size_t>(ceil_div(task.panels, Layout::kPanels)),
+                          .y = static_cast<size_t>(ceil_div(task.rows, Layout::kGroups * kRows)),
+                          .threads = kManyThreads,
+                          .shared_bytes = Layout::kBytes};
+  if (!always && shape.x * shape.y < static_cast<size_t>(device.properties().multiprocessors)) return false;
+  launch(device, shape, linear_many<P, Panels, Groups>, task);
+  return true;
+}
+
 template <class P>
 constexpr MatmulKernels make_matmul() {
   return {
@@ -82,11 +95,9 @@ constexpr MatmulKernels make_matmul() {
       .fits_few = [](const Device& device, const LinearTask& task) { return fits_few<P, 2>(device, task); },
       .linear_many =
           [](Device& device, const LinearTask& task) {
-            const LaunchShape shape{.x = static_cast<size_t>(ceil_div(task.panels, kManyPanels)),
-                                    .y = static_cast<size_t>(ceil_div(task.rows, kBlockGroups<P> * kRows)),
-                                    .threads = kManyThreads,
-                                    .shared_bytes = ManyLayout<P>::kBytes};
-            launch(device, shape, linear_many<P>, task);
+            if (launch_many<P, 2, P::kManyGroups>(device, task, false)) return;
+            if (launch_many<P, 1, 4>(device, task, false)) return;
+            launch_many<P, 1, 2>(device, task, true);
           },
   };
 }
