@@ -94,6 +94,11 @@ def test_banned_tokens_are_never_chosen():
     assert set(sample([9, 1, 1], banned=[0], count=200)) == {1, 2}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_ban_of_everything_leaves_the_first_token(temperature):
+    assert sample([1, 3, 2], banned=[0, 1, 2], temperature=temperature, top_p=0.5) == [0]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_reported(bad):
     assert sample([0, bad, 1]) == [-1]

@@ -76,6 +76,7 @@ int32_t Sampler::sample(std::span<float> logits, const SampleTask& task) {
 
   const size_t k = params.top_k > 0 ? static_cast<size_t>(params.top_k) : logits.size();
   keep_top_k(logits, std::min(k, logits.size()));
+  if (candidates_.empty()) return argmax(logits);  // everything is banned
 
   double top = kNever;
   for (const Candidate& c : candidates_) top = std::max<double>(top, c.logit);

@@ -82,6 +82,7 @@ RowsView CudaBackend::make_rows(size_t rows, size_t columns) {
 RowsView CudaBackend::make_logits(size_t rows, size_t vocab_size) {
   RowsView view = make_rows(rows, vocab_size);
   const auto panels = static_cast<size_t>(ceil_div(static_cast<int>(vocab_size), kPanel));
+  weights_ = static_cast<double*>(device_.allocate(rows * vocab_size * sizeof(double), "activations"));
   view.maxima = static_cast<uint64_t*>(device_.allocate(rows * panels * sizeof(uint64_t), "activations"));
   return view;
 }
@@ -191,10 +192,15 @@ void CudaBackend::keep_logit_rows(Rows& x, const Batch& batch) {
 }
 
 void CudaBackend::sample(const Rows& logits) {
-  if (tables_.samples() == 0) return;
-  launch(device_,
-         {.x = tables_.samples(), .threads = kSampleThreads, .shared_bytes = sample_shared_bytes(vocab_size_)},
-         cuda::sample, tables_.sample_step(logits, maxima_, vocab_size_));
+  const size_t n = tables_.samples();
+  if (n == 0) return;
+  const SampleStep step = tables_.sample_step(logits, maxima_, vocab_size_, weights_);
+  const LaunchShape one_each{.x = n, .threads = kSampleThreads, .shared_bytes = sample_shared_bytes(vocab_size_)};
+  launch(device_, one_each, choose_largest, step);
+  if (tables_.all_greedy()) return;
+  launch(device_, {.x = static_cast<size_t>(ceil_div(vocab_size_, kWeighThreads)), .y = n, .threads = kWeighThreads},
+         weigh, step);
+  launch(device_, one_each, cuda::sample, step);
 }
 
 }  // namespace gptx::cuda

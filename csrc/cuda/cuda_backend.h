@@ -72,6 +72,7 @@ class CudaBackend {
   uint32_t* tickets_;
   size_t tickets_capacity_;
   int maxima_ = 0;            // of each row of the logits
+  double* weights_ = nullptr;  // of the logits, to sample by
   StepTables tables_;
 };
 

@@ -96,12 +96,16 @@ void StepTables::fill_samples(std::span<const SampleTask> samples, bool feed_bac
             .sequence_end = 0,
             .banned_begin = 0,
             .banned_end = 0,
-            .ids = ids_};
+            .ids = ids_,
+            .top = 0.0,
+            .undecided = 0};
     item.sequence_end = add_ids(sequence_of(task));
     item.banned_begin = item.sequence_end;
     item.banned_end = add_ids(task.banned);
   }
   samples_ = samples.size();
+  all_greedy_ = std::all_of(samples.begin(), samples.end(),
+                            [](const SampleTask& task) { return task.params.temperature == 0.0; });
   if (ids > 0) device_.upload(ids_, ids_host_, ids * sizeof(int32_t));
 }
 
@@ -132,10 +136,11 @@ void StepTables::upload(const Batch& batch, std::span<const SampleTask> samples,
   device_.upload(memory_, host_, layout_.block_tables + blocks * sizeof(int32_t));
 }
 
-SampleStep StepTables::sample_step(const RowsView& logits, int maxima, int vocab_size) const {
+SampleStep StepTables::sample_step(const RowsView& logits, int maxima, int vocab_size, double* weights) const {
   return {.logits = logits,
           .maxima = maxima,
           .vocab_size = vocab_size,
+          .weights = weights,
           .items = at<SampleItem>(layout_.samples),
           .chosen = chosen_,
           .tokens = at<int32_t>(layout_.tokens),

@@ -45,8 +45,9 @@ class StepTables {
   const int32_t* logit_rows() const { return at<int32_t>(layout_.logit_rows); }
   const QueryList& queries() const { return queries_; }
   const QueryList& logit_queries() const { return logit_queries_; }
-  SampleStep sample_step(const RowsView& logits, int maxima, int vocab_size) const;
+  SampleStep sample_step(const RowsView& logits, int maxima, int vocab_size, double* weights) const;
   size_t samples() const { return samples_; }
+  bool all_greedy() const { return all_greedy_; }
 
   // The tokens [length, samples] that were chosen, once the queue has run.
   void download_chosen(size_t length);
@@ -83,6 +84,7 @@ class StepTables {
   int32_t* chosen_host_;
   size_t chosen_count_ = 0;
   size_t samples_ = 0;
+  bool all_greedy_ = true;
   QueryList queries_, logit_queries_;
 };
 

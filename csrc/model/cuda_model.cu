@@ -123,9 +123,11 @@ struct gptx_cuda_model {
   }
 
  private:
-  // Every sequence of a decode step has one row; its kernels differ by the number of rows and of KV blocks alone.
+  // Every sequence of a decode step has one row; its kernels differ by the number of rows and of KV
+  // blocks, and by whether something is drawn.
   std::shared_ptr<cuda::Device::Recording> recorded(const Batch& batch, uint64_t length) {
-    const auto key = std::array{batch.size(), backend_.tables().queries().few_blocks, size_t{length}};
+    const cuda::StepTables& tables = backend_.tables();
+    const auto key = std::array{batch.size(), tables.queries().few_blocks, size_t{length}, size_t{tables.all_greedy()}};
     const auto found = recordings_.find(key);
     if (found != recordings_.end()) return found->second;
     if (recordings_.size() == kRecordings) recordings_.erase(recordings_.begin());
@@ -159,7 +161,7 @@ struct gptx_cuda_model {
       largest = std::max<uint64_t>(largest, o.tensors[i].bytes);
     }
     need += largest + sizeof(float) * (o.rows * (2 * config_.n_embd + qkv_width() + 3 * config_.n_inner) +
-                                       o.logit_rows * config_.vocab_size);
+                                       3 * o.logit_rows * config_.vocab_size);
     const uint64_t have = device_.free_bytes();
     if (need > have) throw OutOfMemoryError("weights, KV cache and activations on the device", need, have);
   }
@@ -215,7 +217,7 @@ struct gptx_cuda_model {
   std::deque<cuda::Matrix> matrices_;
   CudaBackend backend_;
   Gpt<CudaBackend> gpt_;
-  std::map<std::array<size_t, 3>, std::shared_ptr<cuda::Device::Recording>> recordings_;  // rows, KV blocks, length
+  std::map<std::array<size_t, 4>, std::shared_ptr<cuda::Device::Recording>> recordings_;
 };
 
 namespace {

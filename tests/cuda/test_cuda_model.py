@@ -249,6 +249,19 @@ def test_the_device_chooses_as_the_cpu_does_from_the_same_logits(library, params
         assert generate(engine, ids, 1, **(params | dict(seed=seed))) == expected
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_ban_of_everything_leaves_the_first_token(library, temperature):
+    config = make_config(vocab_size=50, n_layer=1, block_size=64)
+    everything = dict(min_new_tokens=2, end_tokens=list(range(50)), temperature=temperature)
+    for engine in (
+        on_cuda(library, config, random_tensors(config), dtype="float32"),
+        make_engine(config, random_tensors(config)),
+    ):
+        request = engine.submit(random_ids(config, 4), max_new_tokens=4, **(GREEDY | everything))
+        assert [event[1:] for event in engine.advance([request])] == [(-1, "stop")]
+        engine.release(request)
+
+
 def test_equal_logits_are_kept_and_chosen_in_the_order_of_their_ids(library):
     """Weights of a single bit make many ties, which top-p has to cut."""
     config = make_config(vocab_size=300, n_layer=1, block_size=64)

@@ -21,7 +21,7 @@ struct ManyLayout {
 };
 
 template <class P, int Panels, int Groups>
-GPTX_KERNEL void __launch_bounds__(kManyThreads, 1) linear_many(LinearTask task) {
+GPTX_KERNEL void __launch_bounds__(kManyThreads, P::kManyBlocks) linear_many(LinearTask task) {
   using Sum = typename P::Sum;
   using O = Operand<P::kLaneWords>;
   using Layout = ManyLayout<P, Panels, Groups>;

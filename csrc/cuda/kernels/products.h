@@ -4,6 +4,7 @@
 //   kLaneWords      words of an operand that a lane has for each tile
 //   kChainTiles     tiles of one chain; the chains' sums are added in order, for any number of rows
 //   kManyGroups     groups of 8 rows that a warp of linear_many has, as its registers allow
+//   kManyBlocks     blocks of linear_many for a multiprocessor, which decides how registers are shared out; 0: unsaid
 //   store           writes the inputs of one line as part of an operand
 //   finish          the output of a whole sum
 // The residual stream, the norms and the softmax are float32 around all of them.
@@ -50,6 +51,7 @@ struct Float32Product {
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 16;
   static constexpr int kManyGroups = 4;
+  static constexpr int kManyBlocks = 0;
   static constexpr bool kScaledRows = false;
 
   static GPTX_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& low) {
@@ -83,6 +85,7 @@ struct BFloat16Product {
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 16;
   static constexpr int kManyGroups = 8;
+  static constexpr int kManyBlocks = 1;
   static constexpr bool kScaledRows = false;
 
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {
@@ -102,6 +105,7 @@ struct Int8Product {
   static constexpr int kLaneWords = 4;
   static constexpr int kChainTiles = 8;
   static constexpr int kManyGroups = 8;
+  static constexpr int kManyBlocks = 1;
   static constexpr bool kScaledRows = false;
 
   // Bytes of a word as floats: 2^23 + 128 + b has the byte b + 128 as its last one.
@@ -143,6 +147,7 @@ struct Int8FastProduct {
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 8;
   static constexpr int kManyGroups = 8;
+  static constexpr int kManyBlocks = 1;
   static constexpr bool kScaledRows = true;
 
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {

@@ -1,5 +1,7 @@
-// From logits to a token, one block of threads for each: the choice of csrc/cpu/sampler.cpp for the same logits, without
-// sorting. Probabilities are float64; sums that decide what is kept are integers, so that their order does not matter.
+// From logits to a token: the choice of csrc/cpu/sampler.cpp for the same logits, without sorting. `choose_largest` applies
+// the penalty and decides what is greedy; where something is left, `weigh` spreads the exponentials over the device and
+// `sample` draws, one block of threads for each. Probabilities are float64; sums that decide what is kept are integers, so
+// that their order does not matter.
 #pragma once
 
 #include "core/philox.h"
@@ -61,12 +63,10 @@ struct Sampling {
   float* const logits;
   const int n;
   const SampleItem& item;
-  double top = 0.0;       // the largest logit
+  const double* const weights;  // [V]
   uint32_t least = 0;     // the least key that is kept
   int32_t ties = 0;       // how many of that key are kept, in the order of their ids
   double fixed_point = 0;
-
-  GPTX_DEVICE double probability(int i) const { return exp((static_cast<double>(logits[i]) - top) / item.temperature); }
 
   // Makes `least` the largest key for which the keys not below it weigh at least `target`, from 1 to the weight of all.
   template <class Weight>
@@ -136,7 +136,7 @@ struct Sampling {
 
   GPTX_DEVICE void keep_top_p() {
     if (!(item.top_p < 1.0)) return;
-    const auto weight = [&](int i) { return static_cast<uint64_t>(allowed(i) ? probability(i) * fixed_point : 0.0); };
+    const auto weight = [&](int i) { return static_cast<uint64_t>(allowed(i) ? weights[i] * fixed_point : 0.0); };
     uint64_t mine = 0;
     for (int i = thread_index(); i < n; i += kSampleThreads) {
       if (key_of(logits[i]) >= least) mine += weight(i);
@@ -147,8 +147,8 @@ struct Sampling {
     target = target > total ? total : (target < 1 ? 1 : target);
     descend(target, weight);
     // Of equal logits as many as it takes, at least one.
-    const uint64_t each = static_cast<uint64_t>(
-        exp((static_cast<double>(float_of_key(least)) - top) / item.temperature) * fixed_point);
+    const double weight_of_least = exp((static_cast<double>(float_of_key(least)) - item.top) / item.temperature);
+    const auto each = static_cast<uint64_t>(weight_of_least * fixed_point);
     const uint64_t rest = target > shared.above ? target - shared.above : 1;
     const uint64_t count = each == 0 ? 1 : (rest + each - 1) / each;
     ties = static_cast<int32_t>(count < static_cast<uint64_t>(n) ? count : static_cast<uint64_t>(n));
@@ -168,7 +168,7 @@ struct Sampling {
       for (int i = first; i < last; ++i) {
         const uint32_t key = key_of(logits[i]);
         if (key < least || !allowed(i) || (key == least && rank++ >= ties)) continue;
-        const double p = probability(i);
+        const double p = weights[i];
         if (!(p < item.min_p) && !f(i, p)) return;
       }
     };
@@ -222,7 +222,19 @@ GPTX_DEVICE void penalize(float* logits, const int32_t* ids, int begin, int end,
   sync_block();
 }
 
-GPTX_KERNEL void __launch_bounds__(kSampleThreads, 1) sample(SampleStep step) {
+// Where a token goes: to the host, and to the next row of its sequence.
+GPTX_DEVICE void hand_out(const SampleStep& step, SampleItem& item, int which, int items, int32_t token) {
+  step.chosen[static_cast<size_t>(item.taken) * static_cast<size_t>(items) + static_cast<size_t>(which)] = token;
+  ++item.taken;
+  ++item.position;
+  if (item.feed_row < 0) return;
+  step.tokens[item.feed_row] = token < 0 ? 0 : token;
+  ++step.positions[item.feed_row];
+  ++step.queries[item.feed_row].position;
+}
+
+// x items.
+GPTX_KERNEL void __launch_bounds__(kSampleThreads, 1) choose_largest(SampleStep step) {
   let_next_kernel_start();
   wait_for_previous_kernel();
   auto& shared = *reinterpret_cast<SampleShared*>(shared_memory());
@@ -254,27 +266,42 @@ GPTX_KERNEL void __launch_bounds__(kSampleThreads, 1) sample(SampleStep step) {
     }
     best = block_max(shared, best);
   }
-  int32_t token = index_of_rank(best);
-  if (!failed && item.temperature != 0.0) {
-    Sampling sampling{shared, logits, n, item};
-    sampling.top = static_cast<double>(float_of_key(static_cast<uint32_t>(best >> 32)));
-    int bits = 1;
-    while (bits < 31 && n >> bits != 0) ++bits;
-    sampling.fixed_point = static_cast<double>(uint64_t{1} << (62 - bits));
-    sampling.keep_top_k();
-    sampling.keep_top_p();
-    token = sampling.draw(philox_uniform(item.seed, item.position));
-  }
   if (me != 0) return;
-  if (failed) token = kNoToken;
-  const auto items = static_cast<size_t>(grid_x());
-  step.chosen[static_cast<size_t>(item.taken) * items + static_cast<size_t>(block_x())] = token;
-  ++item.taken;
-  ++item.position;
-  if (item.feed_row < 0) return;
-  step.tokens[item.feed_row] = token < 0 ? 0 : token;
-  ++step.positions[item.feed_row];
-  ++step.queries[item.feed_row].position;
+  const bool any = best != 0;  // or everything is banned
+  item.top = static_cast<double>(float_of_key(static_cast<uint32_t>(best >> 32)));
+  item.undecided = !failed && any && item.temperature != 0.0;
+  if (!item.undecided) hand_out(step, item, block_x(), grid_x(), failed ? kNoToken : (any ? index_of_rank(best) : 0));
+}
+
+// x parts of the vocabulary, y items.
+GPTX_KERNEL void weigh(SampleStep step) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const SampleItem& item = step.items[block_y()];
+  const int i = block_x() * kWeighThreads + thread_index();
+  if (!item.undecided || i >= step.vocab_size) return;
+  const auto logit = static_cast<double>(step.logits.row(item.logit_row)[i]);
+  double* const weights = step.weights + static_cast<size_t>(block_y()) * static_cast<size_t>(step.vocab_size);
+  weights[i] = exp((logit - item.top) / item.temperature);
+}
+
+// x items.
+GPTX_KERNEL void __launch_bounds__(kSampleThreads, 1) sample(SampleStep step) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  auto& shared = *reinterpret_cast<SampleShared*>(shared_memory());
+  SampleItem& item = step.items[block_x()];
+  if (!item.undecided) return;
+  const int n = step.vocab_size;
+  const double* const weights = step.weights + static_cast<size_t>(block_x()) * static_cast<size_t>(n);
+  Sampling sampling{shared, step.logits.row(item.logit_row), n, item, weights};
+  int bits = 1;
+  while (bits < 31 && n >> bits != 0) ++bits;
+  sampling.fixed_point = static_cast<double>(uint64_t{1} << (62 - bits));
+  sampling.keep_top_k();
+  sampling.keep_top_p();
+  const int32_t token = sampling.draw(philox_uniform(item.seed, item.position));
+  if (thread_index() == 0) hand_out(step, item, block_x(), grid_x(), token);
 }
 
 }  // namespace gptx::cuda

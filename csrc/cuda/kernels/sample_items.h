@@ -7,6 +7,7 @@
 namespace gptx::cuda {
 
 inline constexpr int kSampleThreads = 512;
+inline constexpr int kWeighThreads = 256;
 inline constexpr int kSampleWarps = kSampleThreads / kWarp;
 inline constexpr int kDigits = 256;  // a key is four of them
 
@@ -19,12 +20,15 @@ struct SampleItem {
   int32_t taken;     // tokens of this step so far
   int32_t sequence_begin, sequence_end, banned_begin, banned_end;  // in ids
   const int32_t* ids;
+  double top;        // the largest logit that is allowed
+  int32_t undecided; // whether the token is still to be drawn
 };
 
 struct SampleStep {
   RowsView logits;
   int maxima;  // of a row
   int vocab_size;
+  double* weights;  // [items, V]: exp((logit - top) / temperature)
   SampleItem* items;
   int32_t* chosen;       // [length, items]
   int32_t* tokens;       // of the rows, for the token that is fed back
