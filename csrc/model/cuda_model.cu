@@ -66,7 +66,7 @@ struct gptx_cuda_model {
         precision_(static_cast<Precision>(o.precision)),
         steps_ahead_(o.steps_ahead),
         device_(o.device),
-        backend_((check_memory(o), device_), config_, precision_, static_cast<KvType>(o.kv_type), o.kv_blocks,
+        backend_(device_with_room(o), config_, precision_, static_cast<KvType>(o.kv_type), o.kv_blocks,
                  {.rows = o.rows,
                   .logit_rows = o.logit_rows,
                   .context_blocks = (o.block_size + kBlockTokens - 1) / kBlockTokens,
@@ -145,8 +145,8 @@ struct gptx_cuda_model {
     return 3 * config_.n_head * static_cast<size_t>(cuda::round_up(static_cast<int>(config_.head_size()), cuda::kPanel));
   }
 
-  // What the model will take is known before the first byte is: weights, cache, and what a step needs.
-  void check_memory(const gptx_cuda_model_options& o) const {
+  // The device, once it is certain that it can hold the model: what that takes is known before the first byte is taken.
+  cuda::Device& device_with_room(const gptx_cuda_model_options& o) {
     const size_t shared = device_.properties().shared_bytes;
     if (cuda::sample_shared_bytes(static_cast<int>(config_.vocab_size)) > shared) {
       throw ParameterError("vocab_size", std::to_string(config_.vocab_size),
@@ -164,6 +164,7 @@ struct gptx_cuda_model {
                                        3 * o.logit_rows * config_.vocab_size);
     const uint64_t have = device_.free_bytes();
     if (need > have) throw OutOfMemoryError("weights, KV cache and activations on the device", need, have);
+    return device_;
   }
 
   const float* vector(const WeightSource& source, const std::string& name, size_t n) {

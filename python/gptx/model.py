@@ -140,7 +140,12 @@ class _Reply:
         return [self.push(token, why) for _, token, why in self._engine.advance([self.request])]
 
     def push(self, token: int, finish: str) -> str:
-        """Takes one event of the engine and returns the text that is certain now."""
+        """Takes one event of the engine and returns the text that is certain now.
+
+        A step may bring tokens behind a stop string; they are not part of the text.
+        """
+        if self.finished:
+            return ""
         piece = ""
         if token >= 0:
             self._token_ids.append(token)
@@ -319,7 +324,9 @@ class Model:
             running = {reply.request: reply for reply in replies}
             while running:
                 for request, token, finish in self._engine.advance(list(running)):
-                    reply = running[request]
+                    reply = running.get(request)
+                    if reply is None:
+                        continue  # ended by an earlier event of this step
                     reply.push(token, finish)
                     if reply.finished:
                         reply.release()

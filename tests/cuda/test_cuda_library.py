@@ -172,6 +172,23 @@ def test_a_text_ends_at_its_end_token_within_a_step_of_several(path, library, mo
         assert got.finish_reason == "length"
 
 
+def test_a_stop_string_ends_a_text_within_a_step_of_several(path, library, monkeypatch):
+    monkeypatch.setenv("GPTX_CUDA_LIB", library)
+    cpu = gptx.load(path)
+    model = gptx.load(path, device="cuda", kv_cache_bytes=1 << 20)
+    params = dict(temperature=0, max_new_tokens=20, ignore_eos=True, seed=1)
+    whole = cpu.generate("ab", **params)
+    for n in (1, 4, 9):
+        stop = model.tokenizer.decode(whole.token_ids[n : n + 1])
+        expected = cpu.generate("ab", stop=stop, **params)
+        assert expected.finish_reason == "stop"
+        assert model.generate("ab", stop=stop, **params) == expected
+        assert model.generate(["ab", "ab"], stop=stop, **params) == [expected] * 2
+        stream = model.stream("ab", stop=stop, **params)
+        assert "".join(stream) == expected.text
+        assert stream.result.token_ids == expected.token_ids
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
