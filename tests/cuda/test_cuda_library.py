@@ -269,6 +269,32 @@ def test_the_library_needs_the_system_alone_and_is_small(built_library):
         assert tuple(map(int, version.split("."))) <= (2, 36)
 
 
+@pytest.mark.parametrize(
+    ("choice", "succeeds", "message"),
+    [
+        ("AUTO", True, r"without CUDA: \S+/nvcc with .* does not compile for 80.*: broken nvcc"),
+        ("ON", False, r"GPTX_CUDA=ON, but gptx would be built without CUDA: .*/nvcc"),
+        ("OFF", True, r"gptx: without CUDA: GPTX_CUDA=OFF"),
+        ("MAYBE", False, r"GPTX_CUDA: expected AUTO, ON or OFF, got 'MAYBE'"),
+    ],
+)
+def test_the_build_says_what_it_lacks_and_why(tmp_path, choice, succeeds, message):
+    if not shutil.which("cmake"):
+        pytest.skip("needs cmake")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho broken nvcc >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    configure = ["cmake", f"-S{NATIVE.parents[2]}", f"-B{tmp_path / 'build'}"]
+    done = subprocess.run(
+        [*configure, "-DGPTX_EXTENSION=OFF", f"-DGPTX_CUDA={choice}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDACXX": str(nvcc)},
+    )
+    assert (done.returncode == 0) == succeeds
+    assert re.search(message, (done.stdout + done.stderr).replace("\n", " "))
+
+
 KERNELS = {  # file -> what its kernels must be made of
     "bfloat16": {"linear_many": ["mma.sync", "cp.async"], "attend_many": ["mma.sync"]},
     "int8_fast": {"linear_few": ["mma.sync", "ld.global.nc"]},
