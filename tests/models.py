@@ -38,6 +38,16 @@ def stored(config, tensors, dtype="float32"):
     return out
 
 
+def rounded(config, tensors, dtype):
+    """The float32 values that weights of a type stand for."""
+    packed = stored(config, tensors, dtype)
+    return {name: restore(config, dtype, name, packed) for name in canonical_shapes(config)}
+
+
+def random_ids(config, n, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n).astype(np.int32)
+
+
 def make_engine(config, tensors, dtype="float32", **options):
     return _core.Engine(config.to_dict(), dtype, stored(config, tensors, dtype), **options)
 

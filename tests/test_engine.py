@@ -5,7 +5,17 @@ import pytest
 
 import oracle
 from gptx import _core
-from models import GREEDY, generate, make_config, make_engine, random_tensors, run, stored
+from models import (
+    GREEDY,
+    generate,
+    make_config,
+    make_engine,
+    random_ids,
+    random_tensors,
+    rounded,
+    run,
+    stored,
+)
 
 # How a model can compute: the type of its weights, the precision of the products, the KV cache.
 MODES = {
@@ -42,10 +52,6 @@ def engine(config, tensors, mode):
     return make_engine(config, tensors, **mode)
 
 
-def random_ids(config, n, seed=0):
-    return np.random.default_rng(seed).integers(0, config.vocab_size, n).astype(np.int32)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -78,15 +84,6 @@ def test_logits_equal_the_float64_definition(changes):
     ours = make_engine(config, tensors).logits(ids)
     exact = oracle.forward(config, tensors, ids)
     assert np.abs(ours - exact).max() < 1e-5 * max(1, np.abs(exact).max())
-
-
-def rounded(config, tensors, dtype):
-    """The float32 values that weights of a type stand for."""
-    from gptx.modelfile import canonical_shapes
-    from gptx.modelfile.layout import restore
-
-    packed = stored(config, tensors, dtype)
-    return {name: restore(config, dtype, name, packed) for name in canonical_shapes(config)}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

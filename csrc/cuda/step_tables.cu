@@ -8,8 +8,6 @@ namespace gptx::cuda {
 
 StepTables::StepTables(Device& device, const TableLimits& limits, bool split_queries)
     : device_(device), limits_(limits), split_queries_(split_queries) {
-  // A query has at least one row, and split ones have 8 but for the last of each.
-  query_capacity_ = limits.rows + 1;
   size_t end = 0;
   const auto place = [&](size_t bytes) {
     const size_t begin = end;
@@ -21,8 +19,9 @@ StepTables::StepTables(Device& device, const TableLimits& limits, bool split_que
   layout_.row_tables = place(limits.rows * sizeof(int32_t));
   layout_.logit_rows = place(limits.logit_rows * sizeof(int32_t));
   layout_.samples = place(limits.logit_rows * sizeof(SampleItem));
-  layout_.queries = place(query_capacity_ * sizeof(QueryItem));
-  layout_.logit_queries = place(query_capacity_ * sizeof(QueryItem));
+  // A query has at least one row.
+  layout_.queries = place(limits.rows * sizeof(QueryItem));
+  layout_.logit_queries = place(limits.rows * sizeof(QueryItem));
   layout_.block_tables = place(limits.rows * limits.context_blocks * sizeof(int32_t));
   layout_.end = end;
   memory_ = static_cast<std::byte*>(device.allocate(end, "tables of a step"));

@@ -74,7 +74,6 @@ class StepTables {
   TableLimits limits_;
   bool split_queries_;
   Layout layout_{};
-  size_t query_capacity_;
   std::byte* memory_;
   std::byte* host_;
   int32_t* ids_ = nullptr;  // sequences and banned ids of the samples

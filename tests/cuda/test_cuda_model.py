@@ -5,7 +5,16 @@ import pytest
 
 import oracle
 from gptx import _core
-from models import GREEDY, generate, make_config, make_engine, random_tensors, run, stored
+from models import (
+    GREEDY,
+    generate,
+    make_config,
+    make_engine,
+    random_ids,
+    random_tensors,
+    rounded,
+    run,
+)
 
 MODES = {
     "float32": dict(dtype="float32"),
@@ -48,19 +57,6 @@ def engine(config, tensors, mode, library):
 def on_cuda(library, config, tensors, kv_cache_bytes=8 << 20, **mode):
     options = dict(device="cuda", cuda_library=library, kv_cache_bytes=kv_cache_bytes)
     return make_engine(config, tensors, **options, **mode)
-
-
-def random_ids(config, n, seed=0):
-    return np.random.default_rng(seed).integers(0, config.vocab_size, n).astype(np.int32)
-
-
-def rounded(config, tensors, dtype):
-    """The float32 values that weights of a type stand for."""
-    from gptx.modelfile import canonical_shapes
-    from gptx.modelfile.layout import restore
-
-    packed = stored(config, tensors, dtype)
-    return {name: restore(config, dtype, name, packed) for name in canonical_shapes(config)}
 
 
 def relative_error(ours, exact):
@@ -211,6 +207,15 @@ def test_weights_that_overflow_fail_their_request_alone(config, tensors, library
     assert events[-1][2] == "non_finite"
 
 
+def choice_of_the_cpu(logits, params, sequence, banned):
+    """What its sampler takes from logits for the token behind the sequence."""
+    params = {k: v for k, v in params.items() if k not in ("min_new_tokens", "end_tokens")}
+    position = len(sequence)
+    return _core.testing.sample(
+        logits, sequence=sequence, banned=banned, first_position=position, count=1, **params
+    )
+
+
 PARAMETERS = [
     {},
     dict(temperature=0.0),
@@ -236,17 +241,10 @@ def test_the_device_chooses_as_the_cpu_does_from_the_same_logits(library, params
     params = GREEDY | dict(temperature=1.0) | params
     for seed in range(25):
         ids = random_ids(config, 8, seed=seed)
+        params |= dict(seed=seed)
         logits = engine.logits(ids)[-1]
-        choice = {k: v for k, v in params.items() if k not in ("min_new_tokens", "end_tokens")}
-        expected = _core.testing.sample(
-            logits,
-            sequence=ids.tolist(),
-            banned=params["end_tokens"],
-            first_position=len(ids),
-            count=1,
-            **(choice | dict(seed=seed)),
-        )
-        assert generate(engine, ids, 1, **(params | dict(seed=seed))) == expected
+        expected = choice_of_the_cpu(logits, params, ids.tolist(), params["end_tokens"])
+        assert generate(engine, ids, 1, **params) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -272,13 +270,5 @@ def test_equal_logits_are_kept_and_chosen_in_the_order_of_their_ids(library):
     for seed in range(40):
         ids = random_ids(config, 4, seed=seed)
         params = GREEDY | dict(temperature=1.0, top_p=0.1 + seed % 8 * 0.1, seed=seed)
-        choice = {k: v for k, v in params.items() if k not in ("min_new_tokens", "end_tokens")}
-        expected = _core.testing.sample(
-            engine.logits(ids)[-1],
-            sequence=[],
-            banned=[],
-            first_position=4,
-            count=1,
-            **choice,
-        )
+        expected = choice_of_the_cpu(engine.logits(ids)[-1], params, ids.tolist(), [])
         assert generate(engine, ids, 1, **params) == expected
