@@ -15,6 +15,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/probe.h"
 #include "model/gpt.h"
+#include "model/load_weights.h"
 
 using namespace gptx;
 using gptx::cuda::CudaBackend;
@@ -50,13 +51,6 @@ WeightSource source_of(const gptx_cuda_model_options& o) {
   return source;
 }
 
-cuda::Activation activation_named(const std::string& name) {
-  if (name == "gelu_new") return cuda::Activation::kGeluNew;
-  if (name == "gelu") return cuda::Activation::kGelu;
-  if (name == "relu") return cuda::Activation::kRelu;
-  throw ParameterError("activation", "'" + name + "'", "one of gelu_new, gelu, relu");
-}
-
 }  // namespace
 
 struct gptx_cuda_model {
@@ -71,9 +65,9 @@ struct gptx_cuda_model {
                   .logit_rows = o.logit_rows,
                   .context_blocks = (o.block_size + kBlockTokens - 1) / kBlockTokens,
                   .length = o.steps_ahead}),
-        gpt_(config_, load_weights(source_of(o)),
+        gpt_(config_, load_weights<CudaBackend, cuda::Activation>(config_, Loader{*this, source_of(o)}),
              {.x = backend_.make_rows(o.rows, config_.n_embd),
-              .qkv = backend_.make_rows(o.rows, qkv_width()),
+              .qkv = backend_.make_rows(o.rows, qkv_width(config_)),
               .y = backend_.make_rows(o.rows, config_.n_embd),
               .mlp = backend_.make_rows(o.rows, config_.n_inner),
               .logits = backend_.make_logits(o.logit_rows, config_.vocab_size)}) {
@@ -141,10 +135,6 @@ struct gptx_cuda_model {
     backend_.sample(gpt_.logits());
   }
 
-  size_t qkv_width() const {
-    return 3 * config_.n_head * static_cast<size_t>(cuda::round_up(static_cast<int>(config_.head_size()), cuda::kPanel));
-  }
-
   // The device, once it is certain that it can hold the model: what that takes is known before the first byte is taken.
   cuda::Device& device_with_room(const gptx_cuda_model_options& o) {
     const size_t shared = device_.properties().shared_bytes;
@@ -160,56 +150,43 @@ struct gptx_cuda_model {
       need += o.tensors[i].bytes * widened;
       largest = std::max<uint64_t>(largest, o.tensors[i].bytes);
     }
-    need += largest + sizeof(float) * (o.rows * (2 * config_.n_embd + qkv_width() + 3 * config_.n_inner) +
+    need += largest + sizeof(float) * (o.rows * (2 * config_.n_embd + qkv_width(config_) + 3 * config_.n_inner) +
                                        3 * o.logit_rows * config_.vocab_size);
     const uint64_t have = device_.free_bytes();
     if (need > have) throw OutOfMemoryError("weights, KV cache and activations on the device", need, have);
     return device_;
   }
 
-  const float* vector(const WeightSource& source, const std::string& name, size_t n) {
-    const size_t padded = (n + 15) / 16 * 16;
-    const auto* host = reinterpret_cast<const float*>(source.get(name, padded * sizeof(float)));
-    return cuda::copy_to(device_, host, padded, "weights");
-  }
-
-  cuda::Norm norm(const WeightSource& source, const std::string& base) {
-    return {vector(source, base + ".weight", config_.n_embd), vector(source, base + ".bias", config_.n_embd),
-            config_.layer_norm_epsilon};
-  }
-
-  // In a deque, so that pointers to it stay valid.
-  const cuda::Matrix& matrix(const WeightSource& source, const std::string& base, size_t n, size_t depth) {
-    return matrices_.emplace_back(cuda::Matrix::from(device_, source, base, n, depth, precision_));
-  }
-
-  cuda::LinearView linear(const WeightSource& source, const std::string& base, size_t n, size_t depth,
-                          cuda::Activation activation = cuda::Activation::kNone) {
-    return {&matrix(source, base, n, depth), vector(source, base + ".bias", n), activation};
-  }
-
-  GptWeights<CudaBackend> load_weights(const WeightSource& source) {
-    const size_t c = config_.n_embd;
-    const cuda::Activation activation = activation_named(config_.activation);
-    GptWeights<CudaBackend> w;
-    const size_t stride = (c + 15) / 16 * 16;
-    w.wpe = {vector(source, "wpe.weight", config_.block_size * stride), static_cast<int>(stride)};
-    for (size_t i = 0; i < config_.n_layer; ++i) {
-      const std::string h = "h." + std::to_string(i) + ".";
-      w.blocks.push_back({.ln_1 = norm(source, h + "ln_1"),
-                          .attn_c_attn = linear(source, h + "attn.c_attn", qkv_width(), c),
-                          .attn_c_proj = linear(source, h + "attn.c_proj", c, c),
-                          .ln_2 = norm(source, h + "ln_2"),
-                          .mlp_c_fc = linear(source, h + "mlp.c_fc", config_.n_inner, c, activation),
-                          .mlp_c_proj = linear(source, h + "mlp.c_proj", c, config_.n_inner)});
+  // Copies weights to the device (load_weights.h).
+  struct Loader {
+    const float* vector(const std::string& name, size_t n) const {
+      const auto* host = reinterpret_cast<const float*>(source.get(name, n * sizeof(float)));
+      return cuda::copy_to(model.device_, host, n, "weights");
     }
-    w.ln_f = norm(source, "ln_f");
-    w.wte = &matrix(source, "wte", config_.vocab_size, c);
-    const cuda::Matrix& lm_head =
-        config_.tie_word_embeddings ? *w.wte : matrix(source, "lm_head", config_.vocab_size, c);
-    w.lm_head = {&lm_head, nullptr, cuda::Activation::kNone};
-    return w;
-  }
+    static size_t padded(size_t n) { return (n + cuda::kPanel - 1) / cuda::kPanel * cuda::kPanel; }
+    cuda::Norm norm(const std::string& base) const {
+      const size_t n = padded(model.config_.n_embd);
+      return {vector(base + ".weight", n), vector(base + ".bias", n), model.config_.layer_norm_epsilon};
+    }
+    // In a deque, so that pointers to it stay valid.
+    const cuda::Matrix& matrix(const std::string& base, size_t n, size_t depth) const {
+      return model.matrices_.emplace_back(
+          cuda::Matrix::from(model.device_, source, base, n, depth, model.precision_));
+    }
+    cuda::LinearView linear(const std::string& base, size_t n, size_t depth, cuda::Activation activation) const {
+      return {&matrix(base, n, depth), vector(base + ".bias", padded(n)), activation};
+    }
+    cuda::PositionView positions() const {
+      const size_t stride = padded(model.config_.n_embd);
+      return {vector("wpe.weight", model.config_.block_size * stride), static_cast<int>(stride)};
+    }
+    cuda::LinearView without_bias(const cuda::Matrix& weight) const {
+      return {&weight, nullptr, cuda::Activation::kNone};
+    }
+
+    gptx_cuda_model& model;
+    WeightSource source;
+  };
 
   GptConfig config_;
   Precision precision_;
