@@ -52,16 +52,17 @@ def make_engine(config, tensors, dtype="float32", **options):
     return _core.Engine(config.to_dict(), dtype, stored(config, tensors, dtype), **options)
 
 
-GREEDY = dict(
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    seed=0,
-    min_new_tokens=0,
-    end_tokens=[],
-)
+GREEDY = dict(temperature=0.0)
+
+# What a request has besides its sampling parameters.
+REQUEST_FIELDS = ("min_new_tokens", "end_tokens")
+
+
+def submit(engine, ids, n, **params):
+    """Submits a request for n tokens, greedy unless told otherwise."""
+    params = GREEDY | params
+    request = {name: params.pop(name) for name in REQUEST_FIELDS if name in params}
+    return engine.submit(ids, sampling=params, max_new_tokens=n, **request)
 
 
 def run(engine, requests):
@@ -79,7 +80,7 @@ def run(engine, requests):
 
 
 def generate(engine, ids, n, **changes):
-    return run(engine, [engine.submit(ids, max_new_tokens=n, **(GREEDY | changes))])[0]
+    return run(engine, [submit(engine, ids, n, **changes)])[0]
 
 
 def as_transformers(config, tensors):

@@ -6,7 +6,6 @@ import pytest
 import oracle
 from gptx import _core
 from models import (
-    GREEDY,
     generate,
     make_config,
     make_engine,
@@ -15,6 +14,7 @@ from models import (
     rounded,
     run,
     stored,
+    submit,
 )
 
 # How a model can compute: the type of its weights, the precision of the products, the KV cache.
@@ -152,9 +152,7 @@ def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, mode,
     alone = [generate(engine, p, 40, **params) for p in prompts]
     for order in (range(10), reversed(range(10))):
         order = list(order)
-        requests = [
-            engine.submit(prompts[i], max_new_tokens=40, **(GREEDY | params)) for i in order
-        ]
+        requests = [submit(engine, prompts[i], 40, **params) for i in order]
         assert run(engine, requests) == [alone[i] for i in order]
 
 
@@ -162,12 +160,12 @@ def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, mode,
 def test_a_request_is_the_same_when_others_join_and_leave(config, engine, mode):
     prompt = random_ids(config, 30)
     alone = generate(engine, prompt, 60, **SAMPLED)
-    request = engine.submit(prompt, max_new_tokens=60, **(GREEDY | SAMPLED))
+    request = submit(engine, prompt, 60, **SAMPLED)
     others, tokens = [], []
     for step in range(1000):
         if step % 3 == 0:
             ids = random_ids(config, 20 + step % 100, seed=step)
-            others.append(engine.submit(ids, max_new_tokens=5, **GREEDY))
+            others.append(submit(engine, ids, 5))
         if step % 4 == 3:
             engine.release(others.pop(0))
         for owner, token, _finish in engine.advance([request, *others]):
@@ -184,9 +182,7 @@ def test_every_block_returns_to_the_pool(config, tensors):
     engine = make_engine(config, tensors)
     free = engine.free_blocks
     for n in range(20):
-        requests = [
-            engine.submit(random_ids(config, 10 + i), max_new_tokens=10, **GREEDY) for i in range(8)
-        ]
+        requests = [submit(engine, random_ids(config, 10 + i), 10) for i in range(8)]
         for _ in range(n % 5):
             engine.advance(requests)
         for request in requests:
@@ -197,7 +193,7 @@ def test_every_block_returns_to_the_pool(config, tensors):
 def test_more_requests_than_blocks_wait_for_their_turn(config, tensors):
     engine = make_engine(config, tensors, kv_cache_bytes=0)  # one context: 5 blocks
     prompts = [random_ids(config, 20 + i, seed=i) for i in range(12)]
-    requests = [engine.submit(p, max_new_tokens=60, **GREEDY) for p in prompts]
+    requests = [submit(engine, p, 60) for p in prompts]
     together = run(engine, requests)
     assert together == [generate(engine, p, 60) for p in prompts]
     assert engine.free_blocks == 5
@@ -207,15 +203,15 @@ def test_a_pool_held_by_unread_streams_is_an_error_not_a_hang(config, tensors):
     from gptx.errors import OutOfMemoryError
 
     engine = make_engine(config, tensors, kv_cache_bytes=0)
-    paused = engine.submit(random_ids(config, 200), max_new_tokens=100, **GREEDY)
+    paused = submit(engine, random_ids(config, 200), 100)
     engine.advance([paused])
-    waiting = engine.submit(random_ids(config, 100), max_new_tokens=100, **GREEDY)
+    waiting = submit(engine, random_ids(config, 100), 100)
     engine.advance([paused])  # the paused stream goes on, the other one waits
     engine.release(paused)
     assert run(engine, [waiting])[0]
-    blocked = engine.submit(random_ids(config, 200), max_new_tokens=100, **GREEDY)
+    blocked = submit(engine, random_ids(config, 200), 100)
     engine.advance([blocked])
-    waiting = engine.submit(random_ids(config, 100), max_new_tokens=100, **GREEDY)
+    waiting = submit(engine, random_ids(config, 100), 100)
     # `blocked` is stepped once on behalf of `waiting`; then its event waits for its reader.
     with pytest.raises(OutOfMemoryError, match="unfinished streams"):
         engine.advance([waiting])
@@ -244,7 +240,7 @@ def test_nan_weights_fail_only_with_the_reason_non_finite(config, tensors):
     broken["wte.weight"] = tensors["wte.weight"].copy()
     broken["wte.weight"][5] = np.nan
     engine = make_engine(config, broken)
-    request = engine.submit([1, 2, 3], max_new_tokens=3, **GREEDY)
+    request = submit(engine, [1, 2, 3], 3)
     assert engine.advance([request]) == [(request, -1, "non_finite")]
 
 

@@ -5,22 +5,13 @@ import pytest
 
 from gptx import _core
 
-OFF = dict(
-    sequence=[],
-    banned=[],
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    seed=3,
-    first_position=0,
-    count=1,
-)
+TASK = ("sequence", "banned", "first_position", "count")
 
 
 def sample(logits, **changes):
-    return _core.testing.sample(np.asarray(logits, np.float32), **(OFF | changes))
+    task = {name: changes.pop(name) for name in TASK if name in changes}
+    choices = _core.testing.sample(np.asarray(logits, np.float32), {"seed": 3} | changes, **task)
+    return [token for token, _, _ in choices]
 
 
 def exact_probabilities(

@@ -129,7 +129,7 @@ def _not_the_same_in_company(
 ) -> Iterator[str]:
     """The first rows are scored in one step with prompts, which then wait for their reader."""
     others = driving.random_prompts(config, [1 + n % 9 for n in range(_COMPANY)], seed=1)
-    requests = [engine.submit(ids, max_new_tokens=2, **driving.GREEDY) for ids in others]
+    requests = [engine.submit(ids, sampling=driving.GREEDY, max_new_tokens=2) for ids in others]
     again = engine.logits(sequence)
     for request in requests:
         engine.release(request)

@@ -24,16 +24,7 @@ from peers import VARIANTS
 STEPS_AT_ONCE = 8
 """Tokens of each sequence that the engine computes in one call where nothing else is to do."""
 
-GREEDY: dict[str, Any] = {
-    "temperature": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "seed": 0,
-    "min_new_tokens": 0,
-    "end_tokens": [],
-}
+GREEDY: dict[str, Any] = {"temperature": 0.0}
 
 _KV_BLOCK = 64  # positions
 
@@ -133,7 +124,7 @@ def start(engine: _core.Engine, prompts: Sequence[NDArray], new_tokens: int) -> 
     Returns:
         The first token of each request. None has gone on while others were still at their prompt.
     """
-    requests = [engine.submit(ids, max_new_tokens=new_tokens, **GREEDY) for ids in prompts]
+    requests = [engine.submit(ids, sampling=GREEDY, max_new_tokens=new_tokens) for ids in prompts]
     events = engine.advance(requests[-1:])  # prompts are computed in this order
     if len(requests) > 1:
         events += engine.advance(requests[:-1])
@@ -168,7 +159,7 @@ def finish(engine: _core.Engine, first: Mapping[int, int]) -> tuple[list[list[in
 
 def generate(engine: _core.Engine, prompts: Sequence[NDArray], n: int) -> list[list[int]]:
     """The n greedy tokens of each prompt, scheduled as the engine likes."""
-    requests = [engine.submit(ids, max_new_tokens=n, **GREEDY) for ids in prompts]
+    requests = [engine.submit(ids, sampling=GREEDY, max_new_tokens=n) for ids in prompts]
     tokens: dict[int, list[int]] = {request: [] for request in requests}
     running = set(requests)
     while running:

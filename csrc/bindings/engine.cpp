@@ -9,6 +9,7 @@
 #include "bindings/buffers.h"
 #include "bindings/module.h"
 #include "bindings/names.h"
+#include "bindings/params.h"
 #include "core/cpu_count.h"
 #include "cpu/isa.h"
 #include "engine/engine.h"
@@ -109,16 +110,10 @@ class PyEngine {
     engine_ = std::make_unique<Engine>(std::move(runner), config_, limits, blocks);
   }
 
-  int64_t submit(const Ids& ids, double temperature, int64_t top_k, double top_p, double min_p,
-                 double repetition_penalty, uint64_t seed, size_t max_new_tokens,
-                 size_t min_new_tokens, std::vector<int32_t> end_tokens) {
+  int64_t submit(const Ids& ids, const py::dict& sampling, size_t max_new_tokens, size_t min_new_tokens,
+                 std::vector<int32_t> end_tokens) {
     const std::span<const int32_t> tokens = checked(ids, config_.block_size - 1);
-    return engine_->submit(tokens, {.sampling = {.repetition_penalty = repetition_penalty,
-                                                 .temperature = temperature,
-                                                 .top_k = top_k,
-                                                 .top_p = top_p,
-                                                 .min_p = min_p,
-                                                 .seed = seed},
+    return engine_->submit(tokens, {.sampling = sampling_params_from(sampling),
                                     .max_new_tokens = max_new_tokens,
                                     .min_new_tokens = min_new_tokens,
                                     .end_tokens = std::move(end_tokens)});
@@ -204,10 +199,9 @@ void init_engine(py::module_& m) {
            py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("isa") = "",
            py::arg("precision") = "", py::arg("kv_cache_dtype") = "",
            py::arg("kv_cache_bytes") = 0, py::arg("ordinal") = 0, py::arg("cuda_library") = "")
-      .def("submit", &PyEngine::submit, py::arg("ids"), py::kw_only(), py::arg("temperature"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("repetition_penalty"),
-           py::arg("seed"), py::arg("max_new_tokens"), py::arg("min_new_tokens"),
-           py::arg("end_tokens"))
+      .def("submit", &PyEngine::submit, py::arg("ids"), py::kw_only(), py::arg("sampling"),
+           py::arg("max_new_tokens"), py::arg("min_new_tokens") = 0,
+           py::arg("end_tokens") = std::vector<int32_t>())
       .def("advance", &PyEngine::advance, py::arg("requests"))
       .def("release", &PyEngine::release, py::arg("request"))
       .def("logits", &PyEngine::logits, py::arg("ids"))

@@ -9,11 +9,13 @@
 
 #include "bindings/module.h"
 #include "bindings/names.h"
+#include "bindings/params.h"
 #include "core/aligned_buffer.h"
 #include "core/error.h"
 #include "core/philox.h"
 #include "core/thread_team.h"
 #include "cpu/isa.h"
+#include "cpu/logprobs.h"
 #include "cpu/sampler.h"
 
 namespace py = pybind11;
@@ -214,27 +216,37 @@ Array exp(const std::string& isa, const Array& x) {
   return out;
 }
 
-std::vector<int32_t> sample(const Array& logits, const std::vector<int32_t>& sequence,
-                            const std::vector<int32_t>& banned, double temperature, int64_t top_k,
-                            double top_p, double min_p, double repetition_penalty, uint64_t seed,
-                            uint64_t first_position, size_t count) {
-  cpu::Sampler sampler(dim(logits, 0));
+// `count` choices from the same logits, at consecutive positions: (token, logprob, [(token, logprob)]).
+py::list sample(const Array& logits, const py::dict& params, const std::vector<int32_t>& sequence, size_t prompt,
+                const std::vector<int32_t>& banned, const std::vector<uint32_t>& allowed, int32_t forced,
+                uint64_t first_position, size_t count) {
+  cpu::Sampler sampler(dim(logits, 0), kernels(""));
+  const SamplingParams parsed = sampling_params_from(params);
   SampleTask task{.logit_row = 0,
                   .position = first_position,
+                  .prompt = prompt,
                   .sequence = sequence,
                   .banned = banned,
-                  .params = {.repetition_penalty = repetition_penalty,
-                             .temperature = temperature,
-                             .top_k = top_k,
-                             .top_p = top_p,
-                             .min_p = min_p,
-                             .seed = seed}};
-  std::vector<int32_t> tokens;
-  for (; tokens.size() < count; ++task.position) {
+                  .allowed = allowed,
+                  .forced = forced,
+                  .params = &parsed};
+  py::list choices;
+  for (; choices.size() < count; ++task.position) {
     std::vector<float> copy(logits.data(), logits.data() + dim(logits, 0));
-    tokens.push_back(sampler.sample(copy, task));
+    Choice choice;
+    choice.top.reserve(static_cast<size_t>(std::max(parsed.logprobs, 0)));
+    sampler.sample(copy, task, choice);
+    choices.append(py::make_tuple(choice.token, choice.logprob, logprob_pairs(choice.top)));
   }
-  return tokens;
+  return choices;
+}
+
+// (logprob, rank, [(token, logprob)]) of one token.
+py::tuple score(const std::string& isa, const Array& logits, int32_t token, size_t top) {
+  Score out;
+  out.top.reserve(top);
+  cpu::score(kernels(isa), {logits.data(), dim(logits, 0)}, {.logit_row = 0, .token = token, .top = top}, out);
+  return py::make_tuple(out.logprob, out.rank, logprob_pairs(out.top));
 }
 
 // How often a team called each of n pieces in `rounds` rounds, as a check of its barriers.
@@ -298,10 +310,11 @@ void init_testing(py::module_& m) {
         py::arg("step") = kBlock);
   m.def("activate", &activate, py::arg("isa"), py::arg("x"), py::arg("activation"));
   m.def("exp", &exp, py::arg("isa"), py::arg("x"));
-  m.def("sample", &sample, py::arg("logits"), py::arg("sequence"), py::arg("banned"),
-        py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-        py::arg("repetition_penalty"), py::arg("seed"), py::arg("first_position"),
-        py::arg("count"));
+  m.def("sample", &sample, py::arg("logits"), py::arg("params"), py::kw_only(),
+        py::arg("sequence") = std::vector<int32_t>(), py::arg("prompt") = 0,
+        py::arg("banned") = std::vector<int32_t>(), py::arg("allowed") = std::vector<uint32_t>(),
+        py::arg("forced") = kNoToken, py::arg("first_position") = 0, py::arg("count") = 1);
+  m.def("score", &score, py::arg("isa"), py::arg("logits"), py::arg("token"), py::arg("top") = 0);
   m.def("philox", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("probe_peak", &probe_peak, py::arg("isa"), py::arg("precision"), py::arg("threads"),
         py::arg("steps"));

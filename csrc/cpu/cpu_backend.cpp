@@ -47,12 +47,14 @@ void CpuDevice::begin_step(const Batch& batch) {
   addresses_.resize(batch.blocks.size());
   for (size_t s = 0; s < batch.blocks.size(); ++s) {
     addresses_[s].clear();
-    for (const int32_t id : batch.blocks[s]) {
-      AlignedBuffer<std::byte>& block = kv_blocks_[static_cast<size_t>(id)];
-      if (block.data() == nullptr) block = AlignedBuffer<std::byte>(kv_block_bytes_);
-      addresses_[s].push_back(block.data());
-    }
+    for (const int32_t id : batch.blocks[s]) addresses_[s].push_back(kv_block(id).data());
   }
+}
+
+std::span<std::byte> CpuDevice::kv_block(int32_t id) {
+  AlignedBuffer<std::byte>& block = kv_blocks_[static_cast<size_t>(id)];
+  if (block.data() == nullptr) block = AlignedBuffer<std::byte>(kv_block_bytes_);
+  return {block.data(), kv_block_bytes_};
 }
 
 template <class F>

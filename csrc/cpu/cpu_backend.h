@@ -76,6 +76,9 @@ class CpuDevice {
   // Gives memory to the KV blocks that the batch names and looks up their addresses.
   void begin_step(const Batch& batch);
 
+  // The memory of a KV block, which gets it with its first use.
+  std::span<std::byte> kv_block(int32_t id);
+
   // Bytes of one KV block: [L, H, K and V of a head].
   static size_t kv_block_bytes(const GptConfig& config, KvType kv_type);
 

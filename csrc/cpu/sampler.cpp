@@ -67,10 +67,18 @@ int32_t argmax(std::span<const float> logits) {
 
 }  // namespace
 
-int32_t Sampler::sample(std::span<float> logits, const SampleTask& task) {
-  const SamplingParams& params = task.params;
-  if (!all_finite(logits)) return kNoToken;
-  if (params.repetition_penalty != 1.0) penalize(logits, task.sequence, params.repetition_penalty);
+Sampler::Sampler(size_t vocab_size, const KernelTable& kernels) : kernels_(&kernels), counts_(vocab_size, 0) {
+  heap_.reserve(vocab_size);
+  candidates_.reserve(vocab_size);
+}
+
+void Sampler::sample(std::span<float> logits, const SampleTask& task, Choice& out) noexcept {
+  out.token = all_finite(logits) ? choose(logits, task) : kNoToken;
+}
+
+int32_t Sampler::choose(std::span<float> logits, const SampleTask& task) {
+  const SamplingParams& params = *task.params;
+  penalize(logits, task);
   for (const int32_t id : task.banned) logits[static_cast<size_t>(id)] = kNever;
   if (params.temperature == 0.0) return argmax(logits);
 
@@ -87,16 +95,17 @@ int32_t Sampler::sample(std::span<float> logits, const SampleTask& task) {
   return draw(philox_uniform(params.seed, task.position));
 }
 
-void Sampler::penalize(std::span<float> logits, std::span<const int32_t> sequence,
-                       double penalty) {
-  for (const int32_t token : sequence) {
+void Sampler::penalize(std::span<float> logits, const SampleTask& task) {
+  const double penalty = task.params->repetition_penalty;
+  if (penalty == 1.0) return;
+  for (const int32_t token : task.sequence) {
     const auto id = static_cast<size_t>(token);
-    if (seen_[id]) continue;
-    seen_[id] = true;
+    if (counts_[id] > 0) continue;
+    counts_[id] = 1;
     const double logit = logits[id];
     logits[id] = static_cast<float>(logit > 0 ? logit / penalty : logit * penalty);
   }
-  for (const int32_t token : sequence) seen_[static_cast<size_t>(token)] = false;
+  for (const int32_t token : task.sequence) counts_[static_cast<size_t>(token)] = 0;
 }
 
 // Leaves the tokens whose logit is at least the k-th largest, in the order of their ids.

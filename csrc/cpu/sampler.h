@@ -1,4 +1,4 @@
-// From logits to a token: penalties, filters, then one draw from the counter RNG.
+// From logits to a token: what changes logits, then the filters, then one draw from the counter RNG.
 #pragma once
 
 #include <cstdint>
@@ -6,15 +6,17 @@
 #include <vector>
 
 #include "core/sampling.h"
+#include "cpu/kernel_table.h"
 
 namespace gptx::cpu {
 
 class Sampler {
  public:
-  explicit Sampler(size_t vocab_size) : seen_(vocab_size, false) {}
+  Sampler(size_t vocab_size, const KernelTable& kernels);
 
-  // The token for a task. `logits` [V] may be changed.
-  int32_t sample(std::span<float> logits, const SampleTask& task);
+  // Chooses the token of a task; `logits` [V] may be changed. Allocates nothing: `out.top` has room for what
+  // params.logprobs asks, and everything else was reserved.
+  void sample(std::span<float> logits, const SampleTask& task, Choice& out) noexcept;
 
  private:
   struct Candidate {
@@ -23,12 +25,14 @@ class Sampler {
     double p;
   };
 
-  void penalize(std::span<float> logits, std::span<const int32_t> sequence, double penalty);
+  int32_t choose(std::span<float> logits, const SampleTask& task);
+  void penalize(std::span<float> logits, const SampleTask& task);
   void keep_top_k(std::span<const float> logits, size_t k);
   void keep_top_p(double top_p);
   int32_t draw(double u) const;
 
-  std::vector<bool> seen_;
+  const KernelTable* kernels_;
+  std::vector<int32_t> counts_;  // [V], zeros between calls
   std::vector<float> heap_;
   std::vector<Candidate> candidates_;
 };

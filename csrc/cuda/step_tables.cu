@@ -62,7 +62,7 @@ QueryList StepTables::fill_queries(size_t offset, std::span<const Query> queries
 void StepTables::fill_samples(std::span<const SampleTask> samples, bool feed_back) {
   auto* const items = host_at<SampleItem>(layout_.samples);
   const auto sequence_of = [](const SampleTask& task) {
-    return task.params.repetition_penalty != 1.0 ? task.sequence : std::span<const int32_t>();
+    return task.params->repetition_penalty != 1.0 ? task.sequence : std::span<const int32_t>();
   };
   size_t wanted = 0;
   for (const SampleTask& task : samples) wanted += sequence_of(task).size() + task.banned.size();
@@ -79,7 +79,7 @@ void StepTables::fill_samples(std::span<const SampleTask> samples, bool feed_bac
   };
   for (size_t i = 0; i < samples.size(); ++i) {
     const SampleTask& task = samples[i];
-    const SamplingParams& p = task.params;
+    const SamplingParams& p = *task.params;
     SampleItem& item = items[i];
     item = {.position = task.position,
             .seed = p.seed,
@@ -104,7 +104,7 @@ void StepTables::fill_samples(std::span<const SampleTask> samples, bool feed_bac
   }
   samples_ = samples.size();
   all_greedy_ = std::all_of(samples.begin(), samples.end(),
-                            [](const SampleTask& task) { return task.params.temperature == 0.0; });
+                            [](const SampleTask& task) { return task.params->temperature == 0.0; });
   if (ids > 0) device_.upload(ids_, ids_host_, ids * sizeof(int32_t));
 }
 

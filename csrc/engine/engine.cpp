@@ -101,17 +101,17 @@ bool Engine::step(std::span<const int64_t> requests, const Interrupted& interrup
     return !interrupted || !interrupted();
   }
 
-  std::vector<int32_t> tokens(next.length * next.samples.size());
+  StepResult result(next);
   bool completed = false;
   try {
-    completed = runner_->run(next, tokens, interrupted);
+    completed = runner_->run(next, result, interrupted);
   } catch (...) {
     const std::lock_guard lock(locks_->state);
     for (const Part& part : parts) part.request->stepping = false;
     throw;
   }
   const std::lock_guard lock(locks_->state);
-  if (completed) commit(parts, next, tokens);
+  if (completed) commit(parts, next, result);
   for (const Part& part : parts) part.request->stepping = false;
   drop_released();
   return completed;
@@ -152,9 +152,11 @@ std::vector<Engine::Part> Engine::plan(Step& step) {
       if (wanted > 0 && !scoring) {
         step.samples.push_back({.logit_row = logits,
                                 .position = request->tokens.size(),
+                                .prompt = request->prompt,
                                 .sequence = request->tokens,
                                 .banned = banned(*request),
-                                .params = request->params.sampling});
+                                .allowed = {},
+                                .params = &request->params.sampling});
       }
       parts.push_back({request.get(), n, wanted});
       request->stepping = true;
@@ -172,7 +174,7 @@ void Engine::plan_ahead(Step& step, const std::vector<Part>& parts) const {
   if (step.samples.size() != parts.size()) return;
   for (size_t i = 0; i < parts.size(); ++i) {
     const Request& request = *parts[i].request;
-    const bool plain = step.samples[i].banned.empty() && step.samples[i].params.repetition_penalty == 1.0;
+    const bool plain = step.samples[i].banned.empty() && step.samples[i].params->is_stateless();
     if (!plain || parts[i].rows != 1) return;
     length = std::min(length, request.limit - request.tokens.size());
   }
@@ -186,7 +188,7 @@ std::span<const int32_t> Engine::banned(const Request& request) const {
 }
 
 void Engine::commit(const std::vector<Part>& parts, const Step& step,
-                    std::span<const int32_t> tokens) {
+                    const StepResult& result) {
   size_t row = 0;
   size_t sample = 0;
   for (const Part& part : parts) {
@@ -203,7 +205,7 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step,
       request.computed += part.rows;
       for (size_t i = 0; part.logits > 0 && i < step.length && !request.finished; ++i) {
         if (i > 0) ++request.computed;
-        take_token(request, tokens[i * step.samples.size() + sample]);
+        take_token(request, result.chosen[i * step.samples.size() + sample].token);
       }
       sample += part.logits;
     }

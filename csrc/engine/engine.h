@@ -87,7 +87,7 @@ class Engine {
   std::vector<Part> plan(Step& step);
   void plan_ahead(Step& step, const std::vector<Part>& parts) const;
   std::span<const int32_t> banned(const Request& request) const;
-  void commit(const std::vector<Part>& parts, const Step& step, std::span<const int32_t> tokens);
+  void commit(const std::vector<Part>& parts, const Step& step, const StepResult& result);
   static void take_token(Request& request, int32_t token);
   void drop_released();
   Request* find(int64_t id) const;

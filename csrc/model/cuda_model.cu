@@ -80,19 +80,25 @@ struct gptx_cuda_model {
       const gptx_cuda_part& p = step.parts[i];
       batch.add({p.tokens, p.n_tokens}, p.position, {p.blocks, p.n_blocks}, p.n_logits);
     }
+    std::vector<SamplingParams> params;
     std::vector<SampleTask> samples;
+    params.reserve(step.n_samples);
     for (uint64_t i = 0; i < step.n_samples; ++i) {
       const gptx_cuda_sample& s = step.samples[i];
+      SamplingParams& p = params.emplace_back();
+      p.repetition_penalty = s.repetition_penalty;
+      p.temperature = s.temperature;
+      p.top_k = s.top_k;
+      p.top_p = s.top_p;
+      p.min_p = s.min_p;
+      p.seed = s.seed;
       samples.push_back({.logit_row = s.logit_row,
                          .position = s.position,
+                         .prompt = 0,
                          .sequence = {s.sequence, s.n_sequence},
                          .banned = {s.banned, s.n_banned},
-                         .params = {.repetition_penalty = s.repetition_penalty,
-                                    .temperature = s.temperature,
-                                    .top_k = s.top_k,
-                                    .top_p = s.top_p,
-                                    .min_p = s.min_p,
-                                    .seed = s.seed}});
+                         .allowed = {},
+                         .params = &p});
     }
     const bool decode = batch.size() == step.n_parts && batch.logit_rows.size() == step.n_parts &&
                         step.n_samples == step.n_parts;

@@ -54,6 +54,10 @@ class Gpt {
 
   typename B::Rows& logits() { return a_.logits; }
 
+  // The residual stream of the rows that wanted logits, before the final norm.
+  const typename B::Rows& hidden() const { return a_.x; }
+  const typename B::Norm& final_norm() const { return weights_.ln_f; }
+
  private:
   void block(B& b, size_t layer, const Batch& batch) {
     const BlockWeights<B>& w = weights_.blocks[layer];

@@ -22,13 +22,28 @@ struct StepLimits {
   size_t logit_rows = 64;
 };
 
-// One step: the rows to compute and the tokens to choose from their logits.
+// One step: the rows to compute, the tokens to choose from their logits and those to look up there.
 struct Step {
   Batch batch;
   std::vector<SampleTask> samples;
+  std::vector<ScoreTask> scores;
   // More than 1: each token is fed back as the next row of its sequence. Every sequence of the batch then has
-  // one row and one sample, in the same order, without penalty or banned tokens.
+  // one row and one sample, in the same order, and its parameters are stateless.
   size_t length = 1;
+};
+
+struct StepResult {
+  // Made for a step, with room for all that it asks.
+  explicit StepResult(const Step& step) : chosen(step.length * step.samples.size()), scores(step.scores.size()) {
+    for (size_t i = 0; i < chosen.size(); ++i) {
+      const int n = step.samples[i % step.samples.size()].params->logprobs;
+      chosen[i].top.reserve(n > 0 ? static_cast<size_t>(n) : 0);
+    }
+    for (size_t i = 0; i < scores.size(); ++i) scores[i].top.reserve(step.scores[i].top);
+  }
+
+  std::vector<Choice> chosen;  // [length, samples]
+  std::vector<Score> scores;
 };
 
 // How a CPU runner computes.
@@ -51,13 +66,20 @@ class Runner {
  public:
   virtual ~Runner() = default;
 
-  // Runs the step and chooses its tokens [length, samples]. `interrupted` is polled; false is returned
-  // when it stopped the step, whose results are then void.
-  virtual bool run(const Step& step, std::span<int32_t> tokens,
-                   const std::function<bool()>& interrupted) = 0;
+  // Runs the step. `interrupted` is polled; false is returned when it stopped the step, whose results are
+  // then void.
+  virtual bool run(const Step& step, StepResult& result, const std::function<bool()>& interrupted) = 0;
 
-  // The logits [V] of the i-th row that wanted them, until the next step.
+  // Of the i-th row that wanted logits, until the next step: its logits [V], unless a token was chosen from
+  // them, and its hidden state [C], the residual stream after the final norm.
   virtual std::span<const float> logits(size_t i) = 0;
+  virtual void hidden(size_t i, std::span<float> out) = 0;
+
+  // The KV cache, block by block. A poisoned block is NaN all over, so that whoever reads it shows.
+  virtual void copy_block(int32_t from, int32_t to) = 0;
+  virtual void poison_block(int32_t block) = 0;
+  virtual void read_block(int32_t block, std::span<std::byte> out) = 0;
+  virtual void write_block(int32_t block, std::span<const std::byte> in) = 0;
 
   // The longest step that saves time.
   virtual size_t steps_ahead() const { return 1; }

@@ -1,9 +1,11 @@
 // Gpt<CpuBackend> behind the Runner seam: names of tensors, sizes of buffers, one fork per step.
+#include <cstring>
 #include <deque>
 
 #include "core/cpu_count.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/isa.h"
+#include "cpu/logprobs.h"
 #include "cpu/sampler.h"
 #include "model/gpt.h"
 #include "model/load_weights.h"
@@ -28,28 +30,49 @@ class CpuRunner final : public Runner {
         options_(options),
         device_(config, options.kv_type, kv_blocks, limits.rows,
                 options.threads > 0 ? options.threads : usable_cpus(), options.isa),
-        sampler_(config.vocab_size),
+        samplers_(static_cast<size_t>(device_.team.size()), cpu::Sampler(config.vocab_size, device_.kernels)),
         gpt_(config, load_weights<CpuBackend, cpu::Activation>(config, Loader{*this, source}),
              make_activations(limits)) {}
 
-  bool run(const Step& step, std::span<int32_t> tokens,
-           const std::function<bool()>& interrupted) override {
+  bool run(const Step& step, StepResult& result, const std::function<bool()>& interrupted) override {
     device_.begin_step(step.batch);
-    const bool completed = device_.team.run(
+    return device_.team.run(
         [&](int rank) {
           CpuBackend worker(device_, rank);
           gpt_.forward(worker, step.batch);
+          cpu::Sampler& sampler = samplers_[static_cast<size_t>(rank)];
+          device_.team.for_each(rank, step.scores.size(), [&](size_t i) {
+            const ScoreTask& task = step.scores[i];
+            cpu::score(device_.kernels, row(task.logit_row), task, result.scores[i]);
+          });
+          device_.team.for_each(rank, step.samples.size(), [&](size_t i) {
+            sampler.sample(row(step.samples[i].logit_row), step.samples[i], result.chosen[i]);
+          });
         },
         interrupted);
-    if (!completed) return false;
-    for (size_t i = 0; i < step.samples.size(); ++i) {
-      const SampleTask& task = step.samples[i];
-      tokens[i] = sampler_.sample(row(task.logit_row), task);
-    }
-    return true;
   }
 
   std::span<const float> logits(size_t i) override { return row(i); }
+
+  void hidden(size_t i, std::span<float> out) override {
+    const cpu::NormView& norm = gpt_.final_norm();
+    device_.kernels.layer_norm(out.data(), gpt_.hidden().row(i), norm.gain, norm.bias, config_.n_embd, norm.epsilon);
+  }
+
+  void copy_block(int32_t from, int32_t to) override {
+    const std::span<std::byte> source = device_.kv_block(from);
+    std::memcpy(device_.kv_block(to).data(), source.data(), source.size());
+  }
+  void poison_block(int32_t block) override {
+    const std::span<std::byte> bytes = device_.kv_block(block);
+    std::memset(bytes.data(), 0xFF, bytes.size());
+  }
+  void read_block(int32_t block, std::span<std::byte> out) override {
+    std::memcpy(out.data(), device_.kv_block(block).data(), out.size());
+  }
+  void write_block(int32_t block, std::span<const std::byte> in) override {
+    std::memcpy(device_.kv_block(block).data(), in.data(), in.size());
+  }
 
   size_t kv_block_bytes() const override { return cpu_kv_block_bytes(config_, options_.kv_type); }
   int threads() const override { return device_.team.size(); }
@@ -102,7 +125,7 @@ class CpuRunner final : public Runner {
   CpuDevice device_;
   std::deque<PackedMatrix> matrices_;
   AlignedBuffer<float> no_bias_;
-  cpu::Sampler sampler_;
+  std::vector<cpu::Sampler> samplers_;  // one for each member of the team
   Gpt<CpuBackend> gpt_;
 };
 

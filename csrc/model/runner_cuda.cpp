@@ -84,7 +84,7 @@ class CudaRunner final : public Runner {
   }
   ~CudaRunner() override { api_.close(model_); }
 
-  bool run(const Step& step, std::span<int32_t> tokens, const std::function<bool()>& interrupted) override {
+  bool run(const Step& step, StepResult& result, const std::function<bool()>& interrupted) override {
     check_process();
     const Batch& batch = step.batch;
     parts_.clear();
@@ -103,12 +103,12 @@ class CudaRunner final : public Runner {
     for (const SampleTask& task : step.samples) {
       samples_.push_back({.logit_row = task.logit_row,
                           .position = task.position,
-                          .seed = task.params.seed,
-                          .repetition_penalty = task.params.repetition_penalty,
-                          .temperature = task.params.temperature,
-                          .top_p = task.params.top_p,
-                          .min_p = task.params.min_p,
-                          .top_k = task.params.top_k,
+                          .seed = task.params->seed,
+                          .repetition_penalty = task.params->repetition_penalty,
+                          .temperature = task.params->temperature,
+                          .top_p = task.params->top_p,
+                          .min_p = task.params->min_p,
+                          .top_k = task.params->top_k,
                           .sequence = task.sequence.data(),
                           .n_sequence = task.sequence.size(),
                           .banned = task.banned.data(),
@@ -119,7 +119,9 @@ class CudaRunner final : public Runner {
                              .samples = samples_.data(),
                              .n_samples = samples_.size(),
                              .length = step.length};
+    std::vector<int32_t> tokens(step.length * step.samples.size());
     call(api_.run, model_, &out, tokens.data());
+    for (size_t i = 0; i < tokens.size(); ++i) result.chosen[i].token = tokens[i];
     rows_.clear();
     return !interrupted || !interrupted();
   }
@@ -130,6 +132,12 @@ class CudaRunner final : public Runner {
     call(api_.logits, model_, i, rows_.data());
     return rows_;
   }
+
+  void hidden(size_t, std::span<float>) override {}
+  void copy_block(int32_t, int32_t) override {}
+  void poison_block(int32_t) override {}
+  void read_block(int32_t, std::span<std::byte>) override {}
+  void write_block(int32_t, std::span<const std::byte>) override {}
 
   size_t steps_ahead() const override { return kStepsAhead; }
   size_t kv_block_bytes() const override { return kv_block_bytes_; }

@@ -1,6 +1,7 @@
 """The compiled core. Private: use the gptx package."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,15 +47,10 @@ class Engine:
         self,
         ids: ArrayLike,
         *,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repetition_penalty: float,
-        seed: int,
+        sampling: dict[str, Any],
         max_new_tokens: int,
-        min_new_tokens: int,
-        end_tokens: Sequence[int],
+        min_new_tokens: int = 0,
+        end_tokens: Sequence[int] = ...,
     ) -> int: ...
     def advance(self, requests: Sequence[int]) -> list[tuple[int, int, str]]: ...
     def release(self, request: int) -> None: ...

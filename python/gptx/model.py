@@ -121,12 +121,14 @@ class _Reply:
         self._released = False
         self.request = self._engine.submit(
             ids,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            seed=self._seed,
+            sampling={
+                "repetition_penalty": params.repetition_penalty,
+                "temperature": params.temperature,
+                "top_k": params.top_k,
+                "top_p": params.top_p,
+                "min_p": params.min_p,
+                "seed": self._seed,
+            },
             max_new_tokens=params.max_new_tokens,
             min_new_tokens=params.min_new_tokens,
             end_tokens=model._end_tokens(params),

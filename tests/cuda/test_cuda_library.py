@@ -12,7 +12,7 @@ import pytest
 
 import gptx
 from gptx import _core, cuda
-from models import GREEDY, generate, make_config, make_engine, random_tensors, write_model
+from models import generate, make_config, make_engine, random_tensors, submit, write_model
 
 NATIVE = Path(__file__).parents[1] / "native" / "cuda"
 
@@ -246,7 +246,7 @@ def test_two_models_share_a_device(library):
     ids = np.arange(9, dtype=np.int32)
     alone = [generate(make_engine(config, t, **options), ids, 6) for t in (one, two)]
     engines = [make_engine(config, t, **options) for t in (one, two)]
-    requests = [e.submit(ids, max_new_tokens=6, **GREEDY) for e in engines]
+    requests = [submit(e, ids, 6) for e in engines]
     tokens = [[], []]
     while any(len(t) < 6 for t in tokens):
         for i, engine in enumerate(engines):

@@ -6,7 +6,6 @@ import pytest
 import oracle
 from gptx import _core
 from models import (
-    GREEDY,
     generate,
     make_config,
     make_engine,
@@ -14,6 +13,7 @@ from models import (
     random_tensors,
     rounded,
     run,
+    submit,
 )
 
 MODES = {
@@ -130,13 +130,13 @@ def test_a_request_is_the_same_alone_and_in_a_ragged_batch(config, engine, mode,
     lengths = [1, 2, 17, 63, 64, 65, 130, 200, 5, 90]
     prompts = [random_ids(config, n, seed=n) for n in lengths]
     alone = [generate(engine, p, 12, **params) for p in prompts]
-    requests = [engine.submit(p, max_new_tokens=12, **(GREEDY | params)) for p in prompts]
+    requests = [submit(engine, p, 12, **params) for p in prompts]
     assert run(engine, requests) == alone
 
 
 def test_a_row_alone_is_the_row_among_64(config, engine):
     prompts = [random_ids(config, 3 + n % 5, seed=n) for n in range(64)]
-    requests = [engine.submit(p, max_new_tokens=10, **GREEDY) for p in prompts]
+    requests = [submit(engine, p, 10) for p in prompts]
     together = run(engine, requests)
     for i in (0, 1, 31, 63):
         assert generate(engine, prompts[i], 10) == together[i]
@@ -145,12 +145,12 @@ def test_a_row_alone_is_the_row_among_64(config, engine):
 def test_a_request_is_the_same_when_others_join_and_leave(config, engine):
     prompt = random_ids(config, 30)
     alone = generate(engine, prompt, 40, **SAMPLED)
-    request = engine.submit(prompt, max_new_tokens=40, **(GREEDY | SAMPLED))
+    request = submit(engine, prompt, 40, **SAMPLED)
     others, tokens = [], []
     for step in range(1000):
         if step % 3 == 0:
             ids = random_ids(config, 20 + step % 100, seed=step)
-            others.append(engine.submit(ids, max_new_tokens=5, **GREEDY))
+            others.append(submit(engine, ids, 5))
         if step % 4 == 3:
             engine.release(others.pop(0))
         for owner, token, _finish in engine.advance([request, *others]):
@@ -191,7 +191,7 @@ def test_blocks_are_used_again_without_a_trace(config, tensors, library):
     engine = on_cuda(library, config, tensors, kv_cache_bytes=0, dtype="bfloat16")
     fresh = on_cuda(library, config, tensors, dtype="bfloat16")
     prompts = [random_ids(config, n, seed=n) for n in (200, 3, 120, 65, 10)]
-    requests = [engine.submit(p, max_new_tokens=8, **GREEDY) for p in prompts]
+    requests = [submit(engine, p, 8) for p in prompts]
     assert run(engine, requests) == [generate(fresh, p, 8) for p in prompts]
 
 
@@ -201,7 +201,7 @@ def test_weights_that_overflow_fail_their_request_alone(config, tensors, library
     broken["wte.weight"][5] = np.inf
     engine = on_cuda(library, config, broken, dtype="float32")
     ids = np.array([1, 2, 3], np.int32)
-    request = engine.submit(ids, max_new_tokens=4, **GREEDY)
+    request = submit(engine, ids, 4)
     events = engine.advance([request])
     engine.release(request)
     assert events[-1][2] == "non_finite"
@@ -211,9 +211,10 @@ def choice_of_the_cpu(logits, params, sequence, banned):
     """What its sampler takes from logits for the token behind the sequence."""
     params = {k: v for k, v in params.items() if k not in ("min_new_tokens", "end_tokens")}
     position = len(sequence)
-    return _core.testing.sample(
-        logits, sequence=sequence, banned=banned, first_position=position, count=1, **params
+    choices = _core.testing.sample(
+        logits, params, sequence=sequence, banned=banned, first_position=position
     )
+    return [token for token, _, _ in choices]
 
 
 PARAMETERS = [
@@ -238,12 +239,12 @@ PARAMETERS = [
 def test_the_device_chooses_as_the_cpu_does_from_the_same_logits(library, params):
     config = make_config(vocab_size=700, n_layer=1, block_size=64)
     engine = on_cuda(library, config, random_tensors(config, std=0.4), dtype="float32")
-    params = GREEDY | dict(temperature=1.0) | params
+    params = dict(temperature=1.0) | params
     for seed in range(25):
         ids = random_ids(config, 8, seed=seed)
         params |= dict(seed=seed)
         logits = engine.logits(ids)[-1]
-        expected = choice_of_the_cpu(logits, params, ids.tolist(), params["end_tokens"])
+        expected = choice_of_the_cpu(logits, params, ids.tolist(), params.get("end_tokens", []))
         assert generate(engine, ids, 1, **params) == expected
 
 
@@ -255,7 +256,7 @@ def test_a_ban_of_everything_leaves_the_first_token(library, temperature):
         on_cuda(library, config, random_tensors(config), dtype="float32"),
         make_engine(config, random_tensors(config)),
     ):
-        request = engine.submit(random_ids(config, 4), max_new_tokens=4, **(GREEDY | everything))
+        request = submit(engine, random_ids(config, 4), 4, **everything)
         assert [event[1:] for event in engine.advance([request])] == [(-1, "stop")]
         engine.release(request)
 
@@ -269,6 +270,6 @@ def test_equal_logits_are_kept_and_chosen_in_the_order_of_their_ids(library):
     engine = on_cuda(library, config, tensors, dtype="float32")
     for seed in range(40):
         ids = random_ids(config, 4, seed=seed)
-        params = GREEDY | dict(temperature=1.0, top_p=0.1 + seed % 8 * 0.1, seed=seed)
+        params = dict(temperature=1.0, top_p=0.1 + seed % 8 * 0.1, seed=seed)
         expected = choice_of_the_cpu(engine.logits(ids)[-1], params, ids.tolist(), [])
         assert generate(engine, ids, 1, **params) == expected

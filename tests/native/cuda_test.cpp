@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/sampler.h"
 #include "cuda/abi.h"
 
@@ -190,23 +191,32 @@ bool check_mode(const Weights& weights, int precision, int kv_type) {
 // Every filter, from the same logits, on ever new schedules.
 bool check_sampling(const Weights& weights) {
   Model m(weights, 0, 0);
-  gptx::cpu::Sampler sampler(kVocab);
+  gptx::cpu::Sampler sampler(kVocab, gptx::cpu::kernels_named(""));
   const std::vector<int32_t> blocks = {0, 1, 2}, banned = {3, 50, 82};
   std::vector<int32_t> tokens(20);
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 37 % kVocab);
   const std::vector<float> logits = m.logits(tokens, 0, 20, 1, blocks);
   bool good = true;
   for (uint64_t seed = 0; seed < 48; ++seed) {
-    const gptx::SamplingParams params{.repetition_penalty = seed % 3 == 0 ? 1.5 : 1.0,
-                                      .temperature = seed % 8 == 7 ? 0.0 : 0.3 + 0.4 * static_cast<double>(seed % 4),
-                                      .top_k = static_cast<int64_t>(seed % 5 * 7),
-                                      .top_p = seed % 2 == 0 ? 0.2 + 0.02 * static_cast<double>(seed) : 1.0,
-                                      .min_p = seed % 7 == 0 ? 0.1 : 0.0,
-                                      .seed = seed};
+    gptx::SamplingParams params;
+    params.repetition_penalty = seed % 3 == 0 ? 1.5 : 1.0;
+    params.temperature = seed % 8 == 7 ? 0.0 : 0.3 + 0.4 * static_cast<double>(seed % 4);
+    params.top_k = static_cast<int64_t>(seed % 5 * 7);
+    params.top_p = seed % 2 == 0 ? 0.2 + 0.02 * static_cast<double>(seed) : 1.0;
+    params.min_p = seed % 7 == 0 ? 0.1 : 0.0;
+    params.seed = seed;
     const std::vector<int32_t> no = seed % 4 == 1 ? banned : std::vector<int32_t>();
     std::vector<float> copy = logits;
-    const int32_t expected = sampler.sample(
-        copy, {.logit_row = 0, .position = 20, .sequence = tokens, .banned = no, .params = params});
+    gptx::Choice expected;
+    sampler.sample(copy,
+                   {.logit_row = 0,
+                    .position = 20,
+                    .prompt = 20,
+                    .sequence = tokens,
+                    .banned = no,
+                    .allowed = {},
+                    .params = &params},
+                   expected);
     const gptx_cuda_sample sample{0,           20,           seed,          params.repetition_penalty,
                                   params.temperature, params.top_p, params.min_p, params.top_k,
                                   tokens.data(), tokens.size(), no.data(),     no.size()};
@@ -214,8 +224,8 @@ bool check_sampling(const Weights& weights) {
     const gptx_cuda_step step{&part, 1, &sample, 1, 1};
     int32_t chosen = -2;
     m.check(m.api->run(m.model, &step, &chosen, &m.error));
-    if (chosen != expected) std::fprintf(stderr, "seed %lu: token %d instead of %d\n", seed, chosen, expected);
-    good = good && chosen == expected;
+    if (chosen != expected.token) std::fprintf(stderr, "seed %lu: token %d instead of %d\n", seed, chosen, expected.token);
+    good = good && chosen == expected.token;
   }
   return good && !m.failed;
 }
