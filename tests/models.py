@@ -55,7 +55,18 @@ def make_engine(config, tensors, dtype="float32", **options):
 GREEDY = dict(temperature=0.0)
 
 # What a request has besides its sampling parameters.
-REQUEST_FIELDS = ("min_new_tokens", "end_tokens")
+REQUEST_FIELDS = (
+    "min_new_tokens",
+    "end_tokens",
+    "forced_tokens",
+    "forced_end",
+    "slide",
+    "lookup",
+    "seconds",
+    "held",
+    "hidden",
+    "parent",
+)
 
 
 def submit(engine, ids, n, **params):
@@ -70,7 +81,7 @@ def run(engine, requests):
     tokens = {request: [] for request in requests}
     running = set(requests)
     while running:
-        for request, token, finish in engine.advance(sorted(running)):
+        for request, token, finish, *_ in engine.advance(sorted(running)):
             if token >= 0:
                 tokens[request].append(token)
             if finish:

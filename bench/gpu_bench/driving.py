@@ -128,9 +128,9 @@ def start(engine: _core.Engine, prompts: Sequence[NDArray], new_tokens: int) -> 
     events = engine.advance(requests[-1:])  # prompts are computed in this order
     if len(requests) > 1:
         events += engine.advance(requests[:-1])
-    if sorted(request for request, _, _ in events) != requests:
+    if sorted(request for request, *_ in events) != requests:
         raise RuntimeError(f"{len(prompts)} prompts gave {len(events)} first tokens")
-    found = {request: token for request, token, _ in events}
+    found = {request: token for request, token, *_ in events}
     return {request: found[request] for request in requests}
 
 
@@ -147,7 +147,7 @@ def finish(engine: _core.Engine, first: Mapping[int, int]) -> tuple[list[list[in
         begin = time.perf_counter()
         events = engine.advance(running)  # returns when the device is done
         samples.append(Sample(len(events), time.perf_counter() - begin))
-        for request, token, why in events:
+        for request, token, why, *_ in events:
             if token < 0:
                 raise RuntimeError(f"a request ended with {why!r} after {len(tokens[request])}")
             tokens[request].append(token)
@@ -163,7 +163,7 @@ def generate(engine: _core.Engine, prompts: Sequence[NDArray], n: int) -> list[l
     tokens: dict[int, list[int]] = {request: [] for request in requests}
     running = set(requests)
     while running:
-        for request, token, why in engine.advance(list(running)):
+        for request, token, why, *_ in engine.advance(list(running)):
             if token >= 0:
                 tokens[request].append(token)
             if why:

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 
 #include "bindings/buffers.h"
@@ -18,6 +19,9 @@ namespace py = pybind11;
 
 namespace gptx {
 namespace {
+
+// Rows of a step that may want logits.
+constexpr size_t kLogitRows = StepLimits().logit_rows;
 
 using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
@@ -62,7 +66,9 @@ const char* finish_name(Finish finish) {
   switch (finish) {
     case Finish::kStop: return "stop";
     case Finish::kLength: return "length";
+    case Finish::kTime: return "time";
     case Finish::kNonFinite: return "non_finite";
+    case Finish::kDone: return "done";
     case Finish::kNone: break;
   }
   return "";
@@ -74,7 +80,8 @@ class PyEngine {
   PyEngine(const py::dict& config, const std::string& dtype, py::dict tensors,
            const std::string& device, int threads, const std::string& isa,
            const std::string& precision, const std::string& kv_cache_dtype,
-           std::optional<uint64_t> kv_cache_bytes, int ordinal, const std::string& cuda_library)
+           std::optional<uint64_t> kv_cache_bytes, uint64_t prefix_cache_bytes, size_t step_tokens, int ordinal,
+           const std::string& cuda_library, bool poison)
       : config_(config_from(config)), tensors_(std::move(tensors)), precision_(precision) {
     WeightSource source;
     source.dtype = dtype_named(dtype);
@@ -90,7 +97,7 @@ class PyEngine {
       source.tensors[name.cast<std::string>()] = bytes_of(buffer);
     }
     const py::gil_scoped_release released;
-    const StepLimits limits;
+    const StepLimits limits{.rows = step_tokens, .logit_rows = kLogitRows};
     const auto blocks_in = [&](uint64_t bytes, uint64_t block_bytes) {
       const uint64_t context_blocks = (config_.block_size + kBlockTokens - 1) / kBlockTokens;
       return std::max(context_blocks, bytes / block_bytes);
@@ -107,18 +114,48 @@ class PyEngine {
       blocks = blocks_in(kv_cache_bytes.value_or(0), cpu_kv_block_bytes(config_, kv_type));
       runner = make_cpu_runner(config_, source, limits, blocks, options);
     }
-    engine_ = std::make_unique<Engine>(std::move(runner), config_, limits, blocks);
+    const size_t cached = prefix_cache_bytes / runner->kv_block_bytes();
+    engine_ = std::make_unique<Engine>(
+        std::move(runner), config_, limits,
+        EngineOptions{.kv_blocks = blocks, .cached_blocks = cached, .poison = poison});
   }
 
   int64_t submit(const Ids& ids, const py::dict& sampling, size_t max_new_tokens, size_t min_new_tokens,
-                 std::vector<int32_t> end_tokens) {
-    const std::span<const int32_t> tokens = checked(ids, config_.block_size - 1);
-    return engine_->submit(tokens, {.sampling = sampling_params_from(sampling),
-                                    .max_new_tokens = max_new_tokens,
-                                    .min_new_tokens = min_new_tokens,
-                                    .end_tokens = std::move(end_tokens)});
+                 std::vector<int32_t> end_tokens, std::vector<int32_t> forced_tokens, int32_t forced_end, size_t slide,
+                 size_t lookup, std::optional<double> seconds, bool held, bool hidden, int64_t parent) {
+    const size_t limit = slide > 0 ? std::numeric_limits<size_t>::max() : config_.block_size - (held ? 0 : 1);
+    RequestParams params{.sampling = sampling_params_from(sampling),
+                         .max_new_tokens = max_new_tokens,
+                         .min_new_tokens = min_new_tokens,
+                         .end_tokens = std::move(end_tokens),
+                         .forced_tokens = std::move(forced_tokens),
+                         .forced_end = forced_end,
+                         .slide = std::min(slide, config_.block_size),
+                         .lookup = lookup,
+                         .deadline = std::nullopt,
+                         .held = held,
+                         .hidden = hidden};
+    check_ids("forced_tokens", params.forced_tokens);
+    check_ids("sampling", params.sampling.dry_breakers);
+    for (const std::vector<int32_t>& word : params.sampling.bad_words) check_ids("sampling", word);
+    for (const TokenBias& bias : params.sampling.logit_bias) check_ids("sampling", std::span(&bias.token, 1));
+    if (forced_end != kNoToken) check_ids("forced_end", std::span(&forced_end, 1));
+    check_ids("end_tokens", params.end_tokens);
+    if (seconds) {
+      params.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
+    }
+    return engine_->submit(checked(ids, limit), params, parent);
   }
 
+  int64_t submit_score(const Ids& ids, size_t first, size_t top, int64_t parent) {
+    const std::span<const int32_t> tokens = checked(ids, config_.block_size + 1);
+    if (first < 1 || first >= tokens.size()) {
+      throw ParameterError("first", std::to_string(first), "1 to " + std::to_string(tokens.size() - 1));
+    }
+    return engine_->submit_score(tokens, first, std::min(top, config_.vocab_size), parent);
+  }
+
+  // [(request, token, finish, logprob, top)]
   py::list advance(const std::vector<int64_t>& requests) {
     std::vector<Event> events;
     {
@@ -127,9 +164,104 @@ class PyEngine {
     }
     if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     py::list out;
-    for (const Event& e : events) {
-      out.append(py::make_tuple(e.request, e.token, finish_name(e.finish)));
+    for (const Event& e : events) out.append(event_tuple(e));
+    return out;
+  }
+
+  void feed(int64_t request, const Ids& ids, size_t wanted) {
+    const std::vector<int32_t> before = engine_->tokens(request);
+    const std::span<const int32_t> tokens = checked(ids, config_.block_size - std::min(before.size(), config_.block_size));
+    const py::gil_scoped_release released;
+    engine_->feed(request, tokens, std::min(std::max<size_t>(wanted, 1), tokens.size()));
+  }
+
+  void truncate(int64_t request, size_t n) {
+    const size_t have = engine_->tokens(request).size();
+    if (n < 1 || n > have) throw ParameterError("n", std::to_string(n), "1 to " + std::to_string(have));
+    const py::gil_scoped_release released;
+    engine_->truncate(request, n);
+  }
+
+  int64_t fork(int64_t request) {
+    const py::gil_scoped_release released;
+    return engine_->fork(request);
+  }
+
+  // As an event of `advance`. `logits` [V] are copied; `allowed` is a bit mask of the vocabulary or empty.
+  py::tuple choose(int64_t request, const py::array_t<float, py::array::c_style | py::array::forcecast>& logits,
+                   const std::vector<uint32_t>& allowed) {
+    const size_t words = (config_.vocab_size + 31) / 32;
+    if (logits.ndim() != 1 || static_cast<size_t>(logits.size()) != config_.vocab_size) {
+      throw ParameterError("logits", std::to_string(logits.size()) + " numbers",
+                           std::to_string(config_.vocab_size) + " in one dimension");
     }
+    if (!allowed.empty() && allowed.size() < words) {
+      throw ParameterError("allowed", std::to_string(allowed.size()) + " words", std::to_string(words));
+    }
+    std::vector<float> copy(logits.data(), logits.data() + logits.size());
+    Event event;
+    {
+      const py::gil_scoped_release released;
+      event = engine_->choose(request, copy, allowed);
+    }
+    return event_tuple(event);
+  }
+
+  py::array_t<float> held_logits(int64_t request) { return rows_of(engine_->held_logits(request), config_.vocab_size); }
+  py::array_t<float> held_hidden(int64_t request) { return rows_of(engine_->held_hidden(request), config_.n_embd); }
+
+  py::bytes save(int64_t request) {
+    const std::vector<std::byte> blocks = engine_->save(request);
+    return py::bytes(reinterpret_cast<const char*>(blocks.data()), blocks.size());
+  }
+
+  int64_t restore(const Ids& ids, const py::bytes& blocks) {
+    return engine_->restore(checked(ids, config_.block_size), bytes_of(blocks));
+  }
+
+  void propose(int64_t request, const Ids& ids) {
+    if (ids.size() == 0) return;
+    engine_->propose(request, checked(ids, config_.block_size));
+  }
+
+  // Of a finished score: logprobs [n], ranks [n], and of the most likely tokens ids [n, top], logprobs [n, top].
+  py::tuple scores(int64_t request) {
+    const std::vector<Score> scores = engine_->scores(request);
+    const size_t top = scores.empty() ? 0 : scores.front().top.size();
+    py::array_t<float> logprobs(scores.size()), top_logprobs({scores.size(), top});
+    py::array_t<int32_t> ranks(scores.size()), top_ids({scores.size(), top});
+    for (size_t i = 0; i < scores.size(); ++i) {
+      logprobs.mutable_data()[i] = scores[i].logprob;
+      ranks.mutable_data()[i] = scores[i].rank;
+      for (size_t j = 0; j < std::min(top, scores[i].top.size()); ++j) {
+        top_ids.mutable_data()[i * top + j] = scores[i].top[j].token;
+        top_logprobs.mutable_data()[i * top + j] = scores[i].top[j].logprob;
+      }
+    }
+    return py::make_tuple(logprobs, ranks, top_ids, top_logprobs);
+  }
+
+  std::vector<int32_t> tokens(int64_t request) { return engine_->tokens(request); }
+
+  py::dict usage(int64_t request) {
+    const Usage u = engine_->usage(request);
+    py::dict out;
+    out["cached"] = u.cached;
+    out["drafted"] = u.drafted;
+    out["accepted"] = u.accepted;
+    return out;
+  }
+
+  py::dict stats() {
+    const EngineStats s = engine_->stats();
+    py::dict out;
+    out["steps"] = s.steps;
+    out["rows"] = s.rows;
+    out["preemptions"] = s.preemptions;
+    out["requests"] = s.requests;
+    out["blocks"] = s.blocks;
+    out["free_blocks"] = s.free_blocks;
+    out["cached_blocks"] = s.cached_blocks;
     return out;
   }
 
@@ -155,6 +287,24 @@ class PyEngine {
   const std::string& kv_cache_dtype() const { return kv_cache_dtype_; }
 
  private:
+  static py::tuple event_tuple(const Event& e) {
+    return py::make_tuple(e.request, e.choice.token, finish_name(e.finish), e.choice.logprob, logprob_pairs(e.choice.top));
+  }
+
+  static py::array_t<float> rows_of(const std::vector<float>& values, size_t columns) {
+    py::array_t<float> out({values.size() / columns, columns});
+    std::copy(values.begin(), values.end(), out.mutable_data());
+    return out;
+  }
+
+  void check_ids(const char* name, std::span<const int32_t> tokens) const {
+    for (const int32_t id : tokens) {
+      if (id < 0 || static_cast<size_t>(id) >= config_.vocab_size) {
+        throw ParameterError(name, std::to_string(id), "ids from 0 to " + std::to_string(config_.vocab_size - 1));
+      }
+    }
+  }
+
   // The last line of defence: memory is safe whatever Python checked before.
   std::span<const int32_t> checked(const Ids& ids, size_t limit) const {
     const std::span<const int32_t> tokens(ids.data(), static_cast<size_t>(ids.size()));
@@ -162,12 +312,7 @@ class PyEngine {
       throw ParameterError("ids", std::to_string(ids.size()) + " tokens",
                            "1 to " + std::to_string(limit) + " tokens in one dimension");
     }
-    for (const int32_t id : tokens) {
-      if (id < 0 || static_cast<size_t>(id) >= config_.vocab_size) {
-        throw ParameterError("ids", std::to_string(id),
-                             "ids from 0 to " + std::to_string(config_.vocab_size - 1));
-      }
-    }
+    check_ids("ids", tokens);
     return tokens;
   }
 
@@ -194,19 +339,44 @@ void init_engine(py::module_& m) {
   py::class_<PyEngine>(m, "Engine")
       .def(py::init<const py::dict&, const std::string&, py::dict, const std::string&, int,
                     const std::string&, const std::string&, const std::string&,
-                    std::optional<uint64_t>, int, const std::string&>(),
+                    std::optional<uint64_t>, uint64_t, size_t, int, const std::string&, bool>(),
            py::arg("config"), py::arg("dtype"), py::arg("tensors"), py::kw_only(),
            py::arg("device") = "cpu", py::arg("threads") = 0, py::arg("isa") = "",
            py::arg("precision") = "", py::arg("kv_cache_dtype") = "",
-           py::arg("kv_cache_bytes") = 0, py::arg("ordinal") = 0, py::arg("cuda_library") = "")
+           py::arg("kv_cache_bytes") = 0, py::arg("prefix_cache_bytes") = 0,
+           py::arg("step_tokens") = StepLimits().rows, py::arg("ordinal") = 0,
+           py::arg("cuda_library") = "", py::arg("poison") = false)
       .def("submit", &PyEngine::submit, py::arg("ids"), py::kw_only(), py::arg("sampling"),
            py::arg("max_new_tokens"), py::arg("min_new_tokens") = 0,
-           py::arg("end_tokens") = std::vector<int32_t>())
+           py::arg("end_tokens") = std::vector<int32_t>(),
+           py::arg("forced_tokens") = std::vector<int32_t>(), py::arg("forced_end") = kNoToken,
+           py::arg("slide") = 0, py::arg("lookup") = 0, py::arg("seconds") = py::none(),
+           py::arg("held") = false, py::arg("hidden") = false, py::arg("parent") = 0)
+      .def("submit_score", &PyEngine::submit_score, py::arg("ids"), py::kw_only(), py::arg("first") = 1,
+           py::arg("top") = 0, py::arg("parent") = 0)
       .def("advance", &PyEngine::advance, py::arg("requests"))
+      .def("feed", &PyEngine::feed, py::arg("request"), py::arg("ids"), py::arg("wanted") = 1)
+      .def("truncate", &PyEngine::truncate, py::arg("request"), py::arg("n"))
+      .def("fork", &PyEngine::fork, py::arg("request"))
+      .def("choose", &PyEngine::choose, py::arg("request"), py::arg("logits"),
+           py::arg("allowed") = std::vector<uint32_t>())
+      .def("held_logits", &PyEngine::held_logits, py::arg("request"))
+      .def("held_hidden", &PyEngine::held_hidden, py::arg("request"))
+      .def("save", &PyEngine::save, py::arg("request"))
+      .def("restore", &PyEngine::restore, py::arg("ids"), py::arg("blocks"))
+      .def("propose", &PyEngine::propose, py::arg("request"), py::arg("ids"))
+      .def("scores", &PyEngine::scores, py::arg("request"))
+      .def("tokens", &PyEngine::tokens, py::arg("request"))
+      .def("usage", &PyEngine::usage, py::arg("request"))
+      .def("stats", &PyEngine::stats)
       .def("release", &PyEngine::release, py::arg("request"))
       .def("logits", &PyEngine::logits, py::arg("ids"))
       .def("reset_after_fork", [](PyEngine& e) { e.engine().reset_after_fork(); })
-      .def_property_readonly("free_blocks", [](PyEngine& e) { return e.engine().free_blocks(); })
+      .def_property_readonly("free_blocks",
+                             [](PyEngine& e) {
+                               const EngineStats s = e.engine().stats();
+                               return s.free_blocks + s.cached_blocks;
+                             })
       .def_property_readonly("kv_block_bytes",
                              [](PyEngine& e) { return e.engine().runner().kv_block_bytes(); })
       .def_property_readonly("threads", [](PyEngine& e) { return e.engine().runner().threads(); })

@@ -1,7 +1,6 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <thread>
 
 #include "core/error.h"
@@ -11,42 +10,66 @@ namespace {
 
 // How long a thread waits for another one's step before it looks for signals.
 constexpr std::chrono::milliseconds kLockInterval{10};
-
-size_t blocks_for(size_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+// How long it waits for blocks of requests whose readers are slow before it takes them.
+constexpr int kPatience = 100;  // milliseconds
 
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Runner> runner, const GptConfig& config, const StepLimits& limits,
-               size_t kv_blocks)
+               const EngineOptions& options)
     : runner_(std::move(runner)),
       config_(config),
       limits_(limits),
-      pool_(kv_blocks) {}
+      kv_(*runner_, options.kv_blocks, options.cached_blocks, options.poison) {}
 
-int64_t Engine::submit(std::span<const int32_t> tokens, const RequestParams& params) {
+int64_t Engine::submit(std::span<const int32_t> tokens, const RequestParams& params, int64_t parent) {
   auto request = std::make_unique<Request>();
+  request->task = params.held ? Task::kHold : Task::kGenerate;
   request->params = params;
-  request->tokens.assign(tokens.begin(), tokens.end());
   request->prompt = tokens.size();
-  request->limit = std::min(config_.block_size, tokens.size() + params.max_new_tokens);
-  request->tokens.reserve(request->limit);
-  return enqueue(std::move(request));
+  request->limit = tokens.size() + params.max_new_tokens;
+  if (params.slide == 0) request->limit = std::min(request->limit, config_.block_size);
+  Sequence& s = request->sequence;
+  s.tokens.assign(tokens.begin(), tokens.end());
+  s.tokens.reserve(request->limit);
+  if (s.window() > config_.block_size) s.begin = tokens.size() - params.slide;
+  check_fits(std::min(request->limit, config_.block_size));
+  return enqueue(std::move(request), parent);
 }
 
-int64_t Engine::enqueue(std::unique_ptr<Request> request) {
-  const size_t need = blocks_for(request->limit);
-  if (need > pool_.size()) {
-    const uint64_t bytes = runner_->kv_block_bytes();
-    throw OutOfMemoryError("KV cache", need * bytes, pool_.size() * bytes);
-  }
+int64_t Engine::submit_score(std::span<const int32_t> tokens, size_t first, size_t top, int64_t parent) {
+  auto request = std::make_unique<Request>();
+  request->task = Task::kScore;
+  request->sequence.tokens.assign(tokens.begin(), tokens.end());
+  request->prompt = tokens.size();
+  request->first_scored = first;
+  request->top = top;
+  request->scores.resize(tokens.size() - first);
+  check_fits(tokens.size() - 1);
+  return enqueue(std::move(request), parent);
+}
+
+void Engine::check_fits(size_t tokens) const {
+  if (blocks_for(tokens) <= kv_.pool().size()) return;
+  const uint64_t bytes = runner_->kv_block_bytes();
+  throw OutOfMemoryError("KV cache", blocks_for(tokens) * bytes, kv_.pool().size() * bytes);
+}
+
+int64_t Engine::enqueue(std::unique_ptr<Request> request, int64_t parent) {
   const std::lock_guard lock(locks_->state);
+  if (const Request* const from = find(parent); from != nullptr && request->sequence.begin == from->sequence.begin) {
+    const std::span<const int32_t> ours = request->sequence.windowed(), theirs = from->sequence.windowed();
+    const size_t most = std::min({from->sequence.computed, ours.size(), request->logits_begin()});
+    const auto [mine, other] = std::mismatch(ours.begin(), ours.begin() + static_cast<ptrdiff_t>(most), theirs.begin());
+    kv_.share(request->sequence, from->sequence, static_cast<size_t>(mine - ours.begin()));
+    request->usage.cached = request->sequence.computed;
+  }
   request->id = next_id_++;
   requests_.push_back(std::move(request));
   return requests_.back()->id;
 }
 
-std::vector<Event> Engine::advance(std::span<const int64_t> requests,
-                                   const Interrupted& interrupted) {
+std::vector<Event> Engine::advance(std::span<const int64_t> requests, const Interrupted& interrupted) {
   struct Driver {
     explicit Driver(std::atomic<int>& count) : count_(count) { ++count_; }
     ~Driver() { --count_; }
@@ -54,14 +77,27 @@ std::vector<Event> Engine::advance(std::span<const int64_t> requests,
   };
   const Driver driver(drivers_);
   std::vector<Event> events;
-  while (!take_events(requests, events)) {
+  for (int idle = 0; !take_events(requests, events);) {
     std::unique_lock stepping(locks_->step, std::defer_lock);
     while (!stepping.try_lock_for(kLockInterval)) {
       if (interrupted && interrupted()) return events;
     }
     // Another thread's step may have brought what this one waits for.
     if (take_events(requests, events)) break;
-    if (!step(requests, interrupted)) break;
+    const Outcome outcome = step(interrupted);
+    if (outcome == Outcome::kInterrupted) break;
+    if (outcome == Outcome::kRan) {
+      idle = 0;
+      continue;
+    }
+    // What could run lacks the blocks of requests that wait for their readers.
+    if (drivers_ == 1 || ++idle > kPatience) {
+      const std::lock_guard lock(locks_->state);
+      if (preempt_one_that_waits()) continue;
+    }
+    stepping.unlock();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (interrupted && interrupted()) break;
   }
   return events;
 }
@@ -72,162 +108,44 @@ bool Engine::take_events(std::span<const int64_t> requests, std::vector<Event>& 
   for (const int64_t id : requests) {
     Request* const request = find(id);
     if (request == nullptr) continue;
-    out.insert(out.end(), request->events.begin(), request->events.end());
+    std::move(request->events.begin(), request->events.end(), std::back_inserter(out));
     request->events.clear();
-    waiting |= !request->finished;
+    waiting |= request->stepping || request->is_runnable();
   }
   return !out.empty() || !waiting;
 }
 
-bool Engine::step(std::span<const int64_t> requests, const Interrupted& interrupted) {
+Engine::Outcome Engine::step(const Interrupted& interrupted) {
   Step next;
   std::vector<Part> parts;
   {
     const std::lock_guard lock(locks_->state);
     drop_released();
-    admit();
+    if (end_overdue()) return Outcome::kRan;
     parts = plan(next);
   }
-  if (parts.empty()) {
-    // Everything that could run waits for its reader, who may be another thread.
-    if (drivers_ == 1) {
-      const uint64_t bytes = runner_->kv_block_bytes();
-      const Request* const first = requests.empty() ? nullptr : find(requests.front());
-      throw OutOfMemoryError("KV cache, held by unfinished streams",
-                             first == nullptr ? 0 : blocks_for(first->limit) * bytes,
-                             pool_.free() * bytes);
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    return !interrupted || !interrupted();
-  }
+  if (parts.empty()) return Outcome::kIdle;
 
   StepResult result(next);
+  const auto end_step = [&](bool completed) {
+    const std::lock_guard lock(locks_->state);
+    if (completed) {
+      commit(parts, next, result);
+    } else {
+      undo_drafts(parts);
+    }
+    for (const Part& part : parts) part.request->stepping = false;
+    drop_released();
+  };
   bool completed = false;
   try {
     completed = runner_->run(next, result, interrupted);
   } catch (...) {
-    const std::lock_guard lock(locks_->state);
-    for (const Part& part : parts) part.request->stepping = false;
+    end_step(false);
     throw;
   }
-  const std::lock_guard lock(locks_->state);
-  if (completed) commit(parts, next, result);
-  for (const Part& part : parts) part.request->stepping = false;
-  drop_released();
-  return completed;
-}
-
-// First come, first served: a request starts when the pool can hold it to its end.
-void Engine::admit() {
-  for (const auto& request : requests_) {
-    if (request->finished || !request->blocks.empty()) continue;
-    const size_t need = blocks_for(request->limit);
-    if (need > pool_.free()) return;
-    pool_.take(request->blocks, need);
-  }
-}
-
-// Decode rows first, since a prompt can wait longer than a reader; prompts fill up the step.
-std::vector<Engine::Part> Engine::plan(Step& step) {
-  std::vector<Part> parts;
-  size_t rows = 0;
-  size_t logits = 0;
-  for (const bool decoding : {true, false}) {
-    for (const auto& request : requests_) {
-      if (request->finished || request->blocks.empty() || !request->events.empty()) continue;
-      const size_t pending = request->tokens.size() - request->computed;
-      if ((request->computed >= request->prompt) != decoding) continue;
-      const bool scoring = request->logits_out != nullptr;
-      size_t n = std::min(pending, limits_.rows - rows);
-      if (scoring) n = std::min(n, limits_.logit_rows - logits);
-      size_t wanted = scoring ? n : (n == pending ? 1 : 0);
-      if (logits + wanted > limits_.logit_rows) {
-        // The last row waits for a step that has room for its logits.
-        --n;
-        wanted = 0;
-      }
-      if (n == 0) continue;
-      const auto chunk = std::span<const int32_t>(request->tokens).subspan(request->computed, n);
-      step.batch.add(chunk, request->computed, request->blocks, wanted);
-      if (wanted > 0 && !scoring) {
-        step.samples.push_back({.logit_row = logits,
-                                .position = request->tokens.size(),
-                                .prompt = request->prompt,
-                                .sequence = request->tokens,
-                                .banned = banned(*request),
-                                .allowed = {},
-                                .params = &request->params.sampling});
-      }
-      parts.push_back({request.get(), n, wanted});
-      request->stepping = true;
-      rows += n;
-      logits += wanted;
-    }
-  }
-  plan_ahead(step, parts);
-  return parts;
-}
-
-// Several tokens at once where every part is a plain decode row and has that many still to come.
-void Engine::plan_ahead(Step& step, const std::vector<Part>& parts) const {
-  size_t length = runner_->steps_ahead();
-  if (step.samples.size() != parts.size()) return;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    const Request& request = *parts[i].request;
-    const bool plain = step.samples[i].banned.empty() && step.samples[i].params->is_stateless();
-    if (!plain || parts[i].rows != 1) return;
-    length = std::min(length, request.limit - request.tokens.size());
-  }
-  if (!parts.empty()) step.length = length;
-}
-
-// A text may not end before it has its least number of tokens.
-std::span<const int32_t> Engine::banned(const Request& request) const {
-  if (request.tokens.size() - request.prompt >= request.params.min_new_tokens) return {};
-  return request.params.end_tokens;
-}
-
-void Engine::commit(const std::vector<Part>& parts, const Step& step,
-                    const StepResult& result) {
-  size_t row = 0;
-  size_t sample = 0;
-  for (const Part& part : parts) {
-    Request& request = *part.request;
-    if (request.logits_out != nullptr) {
-      for (size_t i = 0; i < part.logits; ++i) {
-        const std::span<const float> logits = runner_->logits(row + i);
-        std::copy(logits.begin(), logits.end(),
-                  request.logits_out + (request.computed + i) * config_.vocab_size);
-      }
-      request.computed += part.rows;
-      request.finished = request.computed == request.tokens.size();
-    } else {
-      request.computed += part.rows;
-      for (size_t i = 0; part.logits > 0 && i < step.length && !request.finished; ++i) {
-        if (i > 0) ++request.computed;
-        take_token(request, result.chosen[i * step.samples.size() + sample].token);
-      }
-      sample += part.logits;
-    }
-    if (request.finished) pool_.give_back(request.blocks);
-    row += part.logits;
-  }
-}
-
-void Engine::take_token(Request& request, int32_t token) {
-  const std::span<const int32_t> ends = request.params.end_tokens;
-  Event event{request.id, token, Finish::kNone};
-  if (token == kNoToken) {
-    event.finish = Finish::kNonFinite;
-  } else if (std::find(ends.begin(), ends.end(), token) != ends.end()) {
-    event.token = -1;
-    event.finish = Finish::kStop;
-  } else {
-    request.tokens.push_back(token);
-    if (request.tokens.size() == request.limit) event.finish = Finish::kLength;
-  }
-  request.finished = event.finish != Finish::kNone;
-  request.events.push_back(event);
+  end_step(completed);
+  return completed ? Outcome::kRan : Outcome::kInterrupted;
 }
 
 void Engine::release(int64_t id) {
@@ -239,19 +157,140 @@ void Engine::release(int64_t id) {
 void Engine::drop_released() {
   std::erase_if(requests_, [&](const std::unique_ptr<Request>& request) {
     if (!request->released || request->stepping) return false;
-    pool_.give_back(request->blocks);
+    kv_.truncate(request->sequence, 0);
     return true;
   });
 }
 
+// Locks the state while the request is no part of a running step.
+std::unique_lock<std::mutex> Engine::lock_resting(int64_t id) {
+  for (;;) {
+    std::unique_lock lock(locks_->state);
+    const Request* const request = find(id);
+    if (request == nullptr || !request->stepping) return lock;
+    lock.unlock();
+    const std::lock_guard until_the_step_ends(locks_->step);
+  }
+}
+
+void Engine::feed(int64_t id, std::span<const int32_t> tokens, size_t wanted) {
+  const auto lock = lock_resting(id);
+  Request& request = existing(id);
+  request.sequence.tokens.insert(request.sequence.tokens.end(), tokens.begin(), tokens.end());
+  request.wanted = wanted;
+  request.ready = false;
+}
+
+void Engine::truncate(int64_t id, size_t tokens) {
+  const auto lock = lock_resting(id);
+  Request& request = existing(id);
+  request.sequence.tokens.resize(tokens);
+  kv_.truncate(request.sequence, tokens - request.sequence.begin);
+  request.ready = true;
+}
+
+int64_t Engine::fork(int64_t id) {
+  const auto lock = lock_resting(id);
+  const Request& from = existing(id);
+  auto copy = std::make_unique<Request>();
+  copy->id = next_id_++;
+  copy->task = from.task;
+  copy->params = from.params;
+  copy->prompt = from.prompt;
+  copy->limit = from.limit;
+  copy->ready = from.ready;
+  copy->wanted = from.wanted;
+  copy->started = from.started;
+  copy->sequence.tokens = from.sequence.tokens;
+  copy->sequence.begin = from.sequence.begin;
+  kv_.share(copy->sequence, from.sequence, from.sequence.computed);
+  requests_.push_back(std::move(copy));
+  return requests_.back()->id;
+}
+
+Event Engine::choose(int64_t id, std::span<float> logits, std::span<const uint32_t> allowed) {
+  const auto lock = lock_resting(id);
+  Request& request = existing(id);
+  SampleTask task = sample_task(request, request.sequence.tokens.size(), 0);
+  task.allowed = allowed;
+  Choice choice;
+  choice.top.reserve(static_cast<size_t>(std::max(request.params.sampling.logprobs, 0)));
+  runner_->choose(logits, task, choice);
+  request.ready = false;
+  request.wanted = 1;
+  take_token(request, std::move(choice));
+  Event event = std::move(request.events.back());
+  request.events.pop_back();
+  return event;
+}
+
+std::vector<float> Engine::held_logits(int64_t id) const {
+  const std::lock_guard lock(locks_->state);
+  return existing(id).logits;
+}
+
+std::vector<float> Engine::held_hidden(int64_t id) const {
+  const std::lock_guard lock(locks_->state);
+  return existing(id).hidden;
+}
+
+std::vector<std::byte> Engine::save(int64_t id) {
+  const auto lock = lock_resting(id);
+  const Sequence& s = existing(id).sequence;
+  const size_t bytes = runner_->kv_block_bytes();
+  std::vector<std::byte> out(blocks_for(s.computed) * bytes);
+  for (size_t i = 0; i < blocks_for(s.computed); ++i) {
+    runner_->read_block(s.blocks[i], std::span(out).subspan(i * bytes, bytes));
+  }
+  return out;
+}
+
+int64_t Engine::restore(std::span<const int32_t> tokens, std::span<const std::byte> blocks) {
+  RequestParams params;
+  params.held = true;
+  params.max_new_tokens = config_.block_size;
+  const int64_t id = submit(tokens, params);
+  const size_t bytes = runner_->kv_block_bytes();
+  const std::lock_guard stepping(locks_->step);
+  const std::lock_guard lock(locks_->state);
+  Sequence& s = existing(id).sequence;
+  const size_t end = std::min(tokens.size() - 1, blocks.size() / bytes * kBlockTokens);
+  // Where there is no room, the tokens are computed again, to the same bits.
+  const size_t got = kv_.reserve(s, end);
+  for (size_t i = 0; i < blocks_for(got); ++i) runner_->write_block(s.blocks[i], blocks.subspan(i * bytes, bytes));
+  s.computed = got;
+  return id;
+}
+
+void Engine::propose(int64_t id, std::span<const int32_t> tokens) {
+  const auto lock = lock_resting(id);
+  existing(id).drafts.proposed.assign(tokens.begin(), tokens.end());
+}
+
+std::vector<int32_t> Engine::tokens(int64_t id) {
+  const auto lock = lock_resting(id);
+  return existing(id).sequence.tokens;
+}
+
+std::vector<Score> Engine::scores(int64_t id) const {
+  const std::lock_guard lock(locks_->state);
+  return existing(id).scores;
+}
+
+Usage Engine::usage(int64_t id) const {
+  const std::lock_guard lock(locks_->state);
+  return existing(id).usage;
+}
+
 bool Engine::logits(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted) {
   auto request = std::make_unique<Request>();
-  request->tokens.assign(tokens.begin(), tokens.end());
+  request->task = Task::kLogits;
+  request->sequence.tokens.assign(tokens.begin(), tokens.end());
   request->prompt = tokens.size();
-  request->limit = tokens.size();
   request->logits_out = out;
-  Request* const watched = request.get();
-  const int64_t id = enqueue(std::move(request));
+  check_fits(tokens.size());
+  const Request* const watched = request.get();
+  const int64_t id = enqueue(std::move(request), 0);
   // `out` is the caller's: the request must not outlive this call, not even in another thread's step.
   struct Release {
     ~Release() {
@@ -275,16 +314,25 @@ void Engine::reset_after_fork() {
   for (const auto& request : requests_) request->stepping = false;
 }
 
-size_t Engine::free_blocks() const {
+EngineStats Engine::stats() const {
   const std::lock_guard lock(locks_->state);
-  return pool_.free();
+  EngineStats stats = stats_;
+  stats.requests = requests_.size();
+  stats.blocks = kv_.pool().size();
+  stats.cached_blocks = kv_.pool().cached();
+  stats.free_blocks = kv_.pool().available() - kv_.pool().cached();
+  return stats;
 }
 
-Engine::Request* Engine::find(int64_t id) const {
-  for (const auto& request : requests_) {
-    if (request->id == id) return request.get();
-  }
-  return nullptr;
+Request* Engine::find(int64_t id) const {
+  const auto found = std::ranges::lower_bound(requests_, id, {}, [](const auto& request) { return request->id; });
+  return found == requests_.end() || (*found)->id != id ? nullptr : found->get();
+}
+
+Request& Engine::existing(int64_t id) const {
+  Request* const request = find(id);
+  if (request == nullptr) throw ParameterError("request", std::to_string(id), "one that is not released");
+  return *request;
 }
 
 }  // namespace gptx

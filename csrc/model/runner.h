@@ -75,6 +75,9 @@ class Runner {
   virtual std::span<const float> logits(size_t i) = 0;
   virtual void hidden(size_t i, std::span<float> out) = 0;
 
+  // Chooses from logits [V] of the host, beside a step that runs; they may be changed. One call at a time.
+  virtual void choose(std::span<float> logits, const SampleTask& task, Choice& out) = 0;
+
   // The KV cache, block by block. A poisoned block is NaN all over, so that whoever reads it shows.
   virtual void copy_block(int32_t from, int32_t to) = 0;
   virtual void poison_block(int32_t block) = 0;

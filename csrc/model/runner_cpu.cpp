@@ -31,6 +31,7 @@ class CpuRunner final : public Runner {
         device_(config, options.kv_type, kv_blocks, limits.rows,
                 options.threads > 0 ? options.threads : usable_cpus(), options.isa),
         samplers_(static_cast<size_t>(device_.team.size()), cpu::Sampler(config.vocab_size, device_.kernels)),
+        chooser_(config.vocab_size, device_.kernels),
         gpt_(config, load_weights<CpuBackend, cpu::Activation>(config, Loader{*this, source}),
              make_activations(limits)) {}
 
@@ -57,6 +58,10 @@ class CpuRunner final : public Runner {
   void hidden(size_t i, std::span<float> out) override {
     const cpu::NormView& norm = gpt_.final_norm();
     device_.kernels.layer_norm(out.data(), gpt_.hidden().row(i), norm.gain, norm.bias, config_.n_embd, norm.epsilon);
+  }
+
+  void choose(std::span<float> logits, const SampleTask& task, Choice& out) override {
+    chooser_.sample(logits, task, out);
   }
 
   void copy_block(int32_t from, int32_t to) override {
@@ -126,6 +131,7 @@ class CpuRunner final : public Runner {
   std::deque<PackedMatrix> matrices_;
   AlignedBuffer<float> no_bias_;
   std::vector<cpu::Sampler> samplers_;  // one for each member of the team
+  cpu::Sampler chooser_;
   Gpt<CpuBackend> gpt_;
 };
 

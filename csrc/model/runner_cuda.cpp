@@ -134,6 +134,7 @@ class CudaRunner final : public Runner {
   }
 
   void hidden(size_t, std::span<float>) override {}
+  void choose(std::span<float>, const SampleTask&, Choice&) override {}
   void copy_block(int32_t, int32_t) override {}
   void poison_block(int32_t) override {}
   void read_block(int32_t, std::span<std::byte>) override {}

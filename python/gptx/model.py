@@ -139,7 +139,7 @@ class _Reply:
         return self._finish != ""
 
     def advance(self) -> list[str]:
-        return [self.push(token, why) for _, token, why in self._engine.advance([self.request])]
+        return [self.push(token, why) for _, token, why, *_ in self._engine.advance([self.request])]
 
     def push(self, token: int, finish: str) -> str:
         """Takes one event of the engine and returns the text that is certain now.
@@ -325,7 +325,7 @@ class Model:
                 replies.append(_Reply(self, prompt, params))
             running = {reply.request: reply for reply in replies}
             while running:
-                for request, token, finish in self._engine.advance(list(running)):
+                for request, token, finish, *_ in self._engine.advance(list(running)):
                     reply = running.get(request)
                     if reply is None:
                         continue  # ended by an earlier event of this step

@@ -153,7 +153,7 @@ def test_a_request_is_the_same_when_others_join_and_leave(config, engine):
             others.append(submit(engine, ids, 5))
         if step % 4 == 3:
             engine.release(others.pop(0))
-        for owner, token, _finish in engine.advance([request, *others]):
+        for owner, token, *_ in engine.advance([request, *others]):
             if owner == request:
                 tokens.append(token)
         if len(tokens) == 40:
@@ -257,7 +257,7 @@ def test_a_ban_of_everything_leaves_the_first_token(library, temperature):
         make_engine(config, random_tensors(config)),
     ):
         request = submit(engine, random_ids(config, 4), 4, **everything)
-        assert [event[1:] for event in engine.advance([request])] == [(-1, "stop")]
+        assert [event[1:3] for event in engine.advance([request])] == [(-1, "stop")]
         engine.release(request)
 
 
