@@ -65,6 +65,7 @@ REQUEST_FIELDS = (
     "seconds",
     "held",
     "hidden",
+    "wanted",
     "parent",
 )
 

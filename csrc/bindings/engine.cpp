@@ -122,7 +122,8 @@ class PyEngine {
 
   int64_t submit(const Ids& ids, const py::dict& sampling, size_t max_new_tokens, size_t min_new_tokens,
                  std::vector<int32_t> end_tokens, std::vector<int32_t> forced_tokens, int32_t forced_end, size_t slide,
-                 size_t lookup, std::optional<double> seconds, bool held, bool hidden, int64_t parent) {
+                 size_t lookup, std::optional<double> seconds, bool held, bool hidden,
+                 size_t wanted, int64_t parent) {
     const size_t limit = slide > 0 ? std::numeric_limits<size_t>::max() : config_.block_size - (held ? 0 : 1);
     RequestParams params{.sampling = sampling_params_from(sampling),
                          .max_new_tokens = max_new_tokens,
@@ -134,7 +135,8 @@ class PyEngine {
                          .lookup = lookup,
                          .deadline = std::nullopt,
                          .held = held,
-                         .hidden = hidden};
+                         .hidden = hidden,
+                         .wanted = wanted};
     check_ids("forced_tokens", params.forced_tokens);
     check_ids("sampling", params.sampling.dry_breakers);
     for (const std::vector<int32_t>& word : params.sampling.bad_words) check_ids("sampling", word);
@@ -144,7 +146,9 @@ class PyEngine {
     if (seconds) {
       params.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
     }
-    return engine_->submit(checked(ids, limit), params, parent);
+    const std::span<const int32_t> tokens = checked(ids, limit);
+    params.wanted = std::min(std::max<size_t>(wanted, 1), tokens.size());
+    return engine_->submit(tokens, params, parent);
   }
 
   int64_t submit_score(const Ids& ids, size_t first, size_t top, int64_t parent) {
@@ -351,7 +355,7 @@ void init_engine(py::module_& m) {
            py::arg("end_tokens") = std::vector<int32_t>(),
            py::arg("forced_tokens") = std::vector<int32_t>(), py::arg("forced_end") = kNoToken,
            py::arg("slide") = 0, py::arg("lookup") = 0, py::arg("seconds") = py::none(),
-           py::arg("held") = false, py::arg("hidden") = false, py::arg("parent") = 0)
+           py::arg("held") = false, py::arg("hidden") = false, py::arg("wanted") = 1, py::arg("parent") = 0)
       .def("submit_score", &PyEngine::submit_score, py::arg("ids"), py::kw_only(), py::arg("first") = 1,
            py::arg("top") = 0, py::arg("parent") = 0)
       .def("advance", &PyEngine::advance, py::arg("requests"))

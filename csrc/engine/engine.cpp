@@ -26,6 +26,7 @@ int64_t Engine::submit(std::span<const int32_t> tokens, const RequestParams& par
   auto request = std::make_unique<Request>();
   request->task = params.held ? Task::kHold : Task::kGenerate;
   request->params = params;
+  request->wanted = params.wanted;
   request->prompt = tokens.size();
   request->limit = tokens.size() + params.max_new_tokens;
   if (params.slide == 0) request->limit = std::min(request->limit, config_.block_size);

@@ -23,8 +23,9 @@ struct RequestParams {
   size_t slide = 0;                      // tokens that are read again where the context is full; 0: it ends there
   size_t lookup = 0;                     // the longest draft from the text itself, 0: none
   std::optional<Clock::time_point> deadline;
-  bool held = false;                     // the caller chooses the tokens
+  bool held = false;                     // the caller chooses the tokens, reads logits
   bool hidden = false;                   // and reads hidden states
+  size_t wanted = 1;                     // of so many of the last rows of the prompt
 };
 
 enum class Finish : uint8_t { kNone, kStop, kLength, kTime, kNonFinite, kDone };

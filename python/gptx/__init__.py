@@ -1,5 +1,6 @@
 """gptx runs a GPT inside a Python program: exact, fast, and without torch or a network."""
 
+from gptx.branch import Branch
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
@@ -17,12 +18,14 @@ from gptx.errors import (
     UnsafeCheckpointError,
     UnsupportedError,
 )
-from gptx.model import Generation, Model, Stream, generate, load
+from gptx.generation import Generation, TokenLogprob
+from gptx.model import Model, Stream, generate, load
 from gptx.sampling import SamplingParams
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Branch",
     "ContextLengthError",
     "ConvertError",
     "DeviceError",
@@ -38,6 +41,7 @@ __all__ = [
     "SamplingParams",
     "Stream",
     "TokenIdError",
+    "TokenLogprob",
     "TokenizeError",
     "TrainingError",
     "UnsafeCheckpointError",

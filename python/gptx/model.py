@@ -15,59 +15,49 @@ import re
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, modelfile
+from gptx import _core, jobs, modelfile
+from gptx.branch import Branch
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
     DeviceError,
-    GptxError,
-    NonFiniteLogitsError,
     ParameterError,
     TokenIdError,
     TokenizeError,
 )
+from gptx.generation import Generation
 from gptx.sampling import SamplingParams
-from gptx.tokenizer import StopMatcher, Tokenizer, TokenizerSpec
+from gptx.tokenizer import Tokenizer, TokenizerSpec
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
 _MAX_THREADS = 1024
 _KV_CACHE_BYTES = 2 << 30
+_PREFIX_CACHE_BYTES = 256 << 20
 
-
-@dataclass(frozen=True)
-class Generation:
-    """What one request gave. ``str()`` of it is the prompt followed by the text.
-
-    Attributes:
-        prompt: the prompt as text.
-        text: the continuation, without the prompt, without the stop string that ended it.
-        token_ids: the generated ids, the end token excluded.
-        finish_reason: "stop" (an end token or a stop string), "length" (``max_new_tokens`` or the
-            context), "error", or of a stream "cancelled" or, so far, "unfinished".
-        prompt_tokens, completion_tokens: how many ids the prompt and the continuation have.
-        seed: the seed that gives this text again.
-        error: why the request failed, where ``finish_reason`` is "error".
-    """
-
-    prompt: str
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    seed: int
-    error: GptxError | None = None
-
-    def __str__(self) -> str:
-        return self.prompt + self.text
+_SAMPLING_FIELDS = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_range",
+    "no_repeat_ngram_size",
+    "temperature",
+    "top_n_sigma",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+)
 
 
 class Stream(Iterator[str]):
@@ -76,119 +66,32 @@ class Stream(Iterator[str]):
     A piece never ends inside a character. Joined, the pieces are the text of `result`.
     """
 
-    def __init__(self, reply: _Reply) -> None:
-        self._reply = reply
+    def __init__(self, job: jobs.Job) -> None:
+        self._job = job
 
     def __next__(self) -> str:
-        piece = ""
+        piece = self._job.pieces()
         while not piece:
-            if self._reply.finished:
-                self._reply.release()
-                if self._reply.error is not None:
-                    raise self._reply.error
+            if self._job.finished:
+                self._job.close()
+                if self._job.error is not None:
+                    raise self._job.error
                 raise StopIteration
-            piece = "".join(self._reply.advance())
+            jobs.step(self._job.task.engine, [self._job])
+            piece = self._job.pieces()
         return piece
 
     def __del__(self) -> None:
-        self._reply.release()
+        self._job.close()
 
     def close(self) -> None:
         """Cancels what has not been generated yet."""
-        self._reply.cancel()
+        self._job.cancel()
 
     @property
     def result(self) -> Generation:
         """The text so far; complete once the loop has ended."""
-        return self._reply.generation()
-
-
-class _Reply:
-    """One request on its way: the engine's tokens become text, a stop string ends them."""
-
-    def __init__(self, model: Model, prompt: Prompt, params: SamplingParams) -> None:
-        ids = model._prompt_ids(prompt)
-        self.error: GptxError | None = None
-        self._engine = model._engine
-        self._prompt = prompt if isinstance(prompt, str) else model._decode(ids)
-        self._prompt_tokens = len(ids)
-        self._seed = _random_seed() if params.seed is None else int(params.seed)
-        self._decoder = model._tokenizer.decoder() if model._tokenizer else None
-        self._stop = StopMatcher(params.stop)
-        self._token_ids: list[int] = []
-        self._text: list[str] = []
-        self._finish = ""
-        self._released = False
-        self.request = self._engine.submit(
-            ids,
-            sampling={
-                "repetition_penalty": params.repetition_penalty,
-                "temperature": params.temperature,
-                "top_k": params.top_k,
-                "top_p": params.top_p,
-                "min_p": params.min_p,
-                "seed": self._seed,
-            },
-            max_new_tokens=params.max_new_tokens,
-            min_new_tokens=params.min_new_tokens,
-            end_tokens=model._end_tokens(params),
-        )
-
-    @property
-    def finished(self) -> bool:
-        return self._finish != ""
-
-    def advance(self) -> list[str]:
-        return [self.push(token, why) for _, token, why, *_ in self._engine.advance([self.request])]
-
-    def push(self, token: int, finish: str) -> str:
-        """Takes one event of the engine and returns the text that is certain now.
-
-        A step may bring tokens behind a stop string; they are not part of the text.
-        """
-        if self.finished:
-            return ""
-        piece = ""
-        if token >= 0:
-            self._token_ids.append(token)
-            piece = self._stop.push(self._decoder.push(token)) if self._decoder else ""
-        if finish == "non_finite":
-            position = self._prompt_tokens + len(self._token_ids)
-            self.error = NonFiniteLogitsError(
-                f"logits at position {position}: expected finite numbers, got NaN or infinity; "
-                "the weights are damaged or overflow"
-            )
-            self._finish = "error"
-        elif self._stop.stopped:
-            self._finish = "stop"
-        elif finish:
-            self._finish = finish
-            if self._decoder:
-                piece += self._stop.push(self._decoder.finish()) + self._stop.finish()
-                self._finish = "stop" if self._stop.stopped else finish
-        self._text.append(piece)
-        return piece
-
-    def cancel(self) -> None:
-        self._finish = self._finish or "cancelled"
-        self.release()
-
-    def release(self) -> None:
-        if not self._released:
-            self._released = True
-            self._engine.release(self.request)
-
-    def generation(self) -> Generation:
-        return Generation(
-            prompt=self._prompt,
-            text="".join(self._text),
-            token_ids=tuple(self._token_ids),
-            finish_reason=self._finish or "unfinished",
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=len(self._token_ids),
-            seed=self._seed,
-            error=self.error,
-        )
+        return self._job.generation()
 
 
 class Model:
@@ -216,6 +119,8 @@ class Model:
         precision: str,
         kv_cache_dtype: str,
         kv_cache_bytes: int | None,
+        prefix_cache_bytes: int,
+        step_tokens: int,
     ) -> None:
         self.config: GPTConfig = source.config
         self.dtype = source.dtype
@@ -235,11 +140,14 @@ class Model:
             precision=precision,
             kv_cache_dtype=kv_cache_dtype,
             kv_cache_bytes=kv_cache_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
+            step_tokens=step_tokens,
         )
         self.precision: str = self._engine.precision
         self.kv_cache_dtype: str = self._engine.kv_cache_dtype
         self.threads: int = self._engine.threads
         self.isa: str = self._engine.isa
+        self._containing: dict[tuple[str, ...], list[int]] = {}
         _living_models.add(self)
 
     def __repr__(self) -> str:
@@ -299,10 +207,41 @@ class Model:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **changes: object
     ) -> Stream:
-        """Continues a prompt and yields the text piece by piece. Arguments as for `generate`."""
+        """Continues a prompt and yields the text piece by piece. Arguments as for `generate`, but
+        ``n``.
+
+        Of beams, a piece is what all of them have in common and none can take back.
+        """
         if _is_batch(prompt):
             raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
-        return Stream(_Reply(self, prompt, _merged(params, changes)))
+        params = _merged(params, changes)
+        for name in ("n", "best_of"):
+            if getattr(params, name) not in (1, None):
+                raise ParameterError(name, getattr(params, name), "1 for a stream")
+        return Stream(jobs.start(self._task(prompt, params)))
+
+    def branch(self, prompt: Prompt, *, logits: int = 1, hidden: bool = False) -> Branch:
+        """A text in the KV cache that the caller controls: feed, fork, truncate.
+
+        Args:
+            prompt: a str or 1 to ``block_size`` token ids.
+            logits: of how many of its last tokens the logits are wanted.
+            hidden: keep the hidden states beside the logits.
+
+        Raises:
+            ParameterError, TokenIdError, TokenizeError, ContextLengthError: as for `generate`.
+        """
+        ids = self._ids(prompt)
+        if len(ids) > self.config.block_size:
+            raise ContextLengthError(len(ids), self.config.block_size)
+        if not 1 <= logits <= len(ids):
+            raise ParameterError("logits", logits, f"an integer from 1 to {len(ids)}")
+        request = self._engine.submit(
+            ids, sampling={}, max_new_tokens=1, held=True, hidden=hidden, wanted=logits
+        )
+        branch = Branch(self, request, hidden=hidden)
+        branch._compute()
+        return branch
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """The logits of every position, float32 ``[T, V]``: row t scores the token after ids[:t+1].
@@ -319,55 +258,97 @@ class Model:
         return self._engine.logits(ids)
 
     def _generate_all(self, prompts: list[Prompt], params: SamplingParams) -> list[Generation]:
-        replies: list[_Reply] = []
+        started: list[jobs.Job] = []
         try:
             for prompt in prompts:
-                replies.append(_Reply(self, prompt, params))
-            running = {reply.request: reply for reply in replies}
-            while running:
-                for request, token, finish, *_ in self._engine.advance(list(running)):
-                    reply = running.get(request)
-                    if reply is None:
-                        continue  # ended by an earlier event of this step
-                    reply.push(token, finish)
-                    if reply.finished:
-                        reply.release()
-                        del running[request]
+                started.append(jobs.start(self._task(prompt, params)))
+            while running := [job for job in started if not job.finished]:
+                jobs.step(self._engine, running)
         finally:
-            for reply in replies:
-                reply.release()
-        return [reply.generation() for reply in replies]
+            for job in started:
+                job.close()
+        return [job.generation() for job in started]
 
-    def _prompt_ids(self, prompt: Prompt) -> NDArray[np.int32]:
+    def _task(self, prompt: Prompt, params: SamplingParams) -> jobs.Task:
         ids = self._ids(prompt)
         limit = self.config.block_size - 1
-        if len(ids) > limit:
+        if len(ids) > limit and params.context == "stop":
             remedy = f"the context holds {self.config.block_size} and generation needs room for one"
-            raise ContextLengthError(len(ids), limit, remedy)
-        return ids
+            raise ContextLengthError(len(ids), limit, remedy + '; context="slide" goes on past it')
+        text = prompt if isinstance(prompt, str) else self._decode(ids)
+        seed = jobs.random_seed() if params.seed is None else int(params.seed)
+        return jobs.Task(self, ids, text, params, seed)
+
+    def _request_fields(self, params: SamplingParams, seed: int) -> dict[str, Any]:
+        """The parameters of a request as the engine takes them, ids checked."""
+        sampling: dict[str, Any] = {name: getattr(params, name) for name in _SAMPLING_FIELDS}
+        bias_ids = self._checked_ids("logit_bias", list(params.logit_bias))
+        sampling["logit_bias"] = list(zip(bias_ids, params.logit_bias.values(), strict=True))
+        suppressed = self._checked_ids("suppress_tokens", params.suppress_tokens)
+        sampling["bad_words"] = [[i] for i in suppressed] + [
+            self.tokenizer.encode(word)
+            if isinstance(word, str)
+            else self._checked_ids("bad_words", word)
+            for word in params.bad_words
+        ]
+        if params.dry_multiplier > 0:
+            sampling["dry_breakers"] = self._ids_that_contain(tuple(params.dry_breakers))
+        sampling["seed"] = seed
+        sampling["logprobs"] = -1 if params.logprobs is None else params.logprobs
+        end = params.forced_eos_token_id
+        return {
+            "sampling": sampling,
+            "max_new_tokens": params.max_new_tokens,
+            "min_new_tokens": params.min_new_tokens,
+            "end_tokens": self._end_tokens(params),
+            "forced_tokens": self._checked_ids("forced_tokens", params.forced_tokens),
+            "forced_end": -1 if end is None else self._checked_ids("forced_eos_token_id", [end])[0],
+            "slide": self._slide(params),
+            "lookup": params.prompt_lookup,
+            "seconds": params.max_time,
+        }
+
+    def _slide(self, params: SamplingParams) -> int:
+        """Tokens to read again where the context is full; 0: none."""
+        if params.context == "stop":
+            return 0
+        size = self.config.block_size
+        keep = max(1, size // 2) if params.context_keep is None else params.context_keep
+        if keep > size:
+            raise ParameterError("context_keep", keep, f"at most block_size = {size}")
+        return keep
+
+    def _checked_ids(self, name: str, ids: Sequence[int]) -> list[int]:
+        for index, token in enumerate(ids):
+            integral = isinstance(token, numbers.Integral) and not isinstance(token, bool)
+            if not integral or not 0 <= token < self.config.vocab_size:
+                raise TokenIdError(name, index, token, self.config.vocab_size)
+        return [int(token) for token in ids]
+
+    def _ids_that_contain(self, texts: tuple[str, ...]) -> list[int]:
+        """The tokens in which one of the texts occurs."""
+        if texts not in self._containing:
+            parts = [text.encode() for text in texts]
+            tokens = [self.tokenizer.token_bytes(i) for i in range(self.config.vocab_size)]
+            self._containing[texts] = [
+                i for i, token in enumerate(tokens) if any(part in token for part in parts)
+            ]
+        return self._containing[texts]
 
     def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
-        vocab_size = self.config.vocab_size
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         # bytes are a sequence of integers, but whoever passes them means text.
         if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, bytes | bytearray):
             raise ParameterError("prompt", prompt, "a str or a sequence of token ids")
         if len(ids) == 0:
             raise ParameterError("prompt", prompt, "at least one token")
-        for index, token in enumerate(ids):
-            integral = isinstance(token, numbers.Integral) and not isinstance(token, bool)
-            if not integral or not 0 <= token < vocab_size:
-                raise TokenIdError("prompt", index, token, vocab_size)
-        return np.asarray(ids, dtype=np.int32)
+        return np.asarray(self._checked_ids("prompt", ids), dtype=np.int32)
 
     def _decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids]) if self._tokenizer else ""
 
     def _end_tokens(self, params: SamplingParams) -> list[int]:
-        ends = list(params.stop_token_ids)
-        for index, token in enumerate(ends):
-            if not isinstance(token, numbers.Integral) or not 0 <= token < self.config.vocab_size:
-                raise TokenIdError("stop_token_ids", index, token, self.config.vocab_size)
+        ends = self._checked_ids("stop_token_ids", params.stop_token_ids)
         eos = self._source.generation.get("eos_token_id")
         if eos is None and self._tokenizer is not None:
             eos = self._tokenizer.eos_token_id
@@ -385,6 +366,8 @@ def load(
     precision: str | None = None,
     kv_cache_dtype: str | None = None,
     kv_cache_bytes: int | None = None,
+    prefix_cache_bytes: int = _PREFIX_CACHE_BYTES,
+    step_tokens: int = 512,
     verify: bool = True,
 ) -> Model:
     """Loads a model.
@@ -409,6 +392,10 @@ def load(
         kv_cache_bytes: most memory for cached keys and values; default a quarter of the machine's,
             at most 2 GiB, or of what the GPU has free. One context always fits. The CPU takes it as
             it is needed, a GPU at once.
+        prefix_cache_bytes: how much of it may keep the beginnings of texts that might come again,
+            0 for none; the least recently used go first.
+        step_tokens: tokens that are computed together at most, 8 to 4096. Longer prompts are
+            computed in pieces, between which texts that are being generated go on.
         verify: check the checksum of every tensor.
 
     Raises:
@@ -420,15 +407,24 @@ def load(
     if not isinstance(device, str) or not re.fullmatch(r"cpu|auto|cuda(:\d{1,3})?", device):
         raise ParameterError("device", device, "one of cpu, cuda, cuda:N, auto")
     count = _thread_count(threads)
-    if kv_cache_bytes is not None and (type(kv_cache_bytes) is not int or kv_cache_bytes < 0):
-        raise ParameterError("kv_cache_bytes", kv_cache_bytes, "a number of bytes")
+    sizes = {"kv_cache_bytes": kv_cache_bytes, "prefix_cache_bytes": prefix_cache_bytes}
+    for name, size in sizes.items():
+        if size is not None and (type(size) is not int or size < 0):
+            raise ParameterError(name, size, "a number of bytes")
+    if type(step_tokens) is not int or not 8 <= step_tokens <= 4096:
+        raise ParameterError("step_tokens", step_tokens, "an integer from 8 to 4096")
     for name, value in (("precision", precision), ("kv_cache_dtype", kv_cache_dtype)):
         if value is not None and not isinstance(value, str):
             raise ParameterError(name, value, "a str or None")
     if device.startswith("cuda") and isa is not None:
         raise ParameterError("isa", isa, f"None with device={device!r}: it is of the CPU")
     source = _open(Path(demo_path() if path is None else path), verify=verify)
-    options = {"precision": precision or "", "kv_cache_dtype": kv_cache_dtype or ""}
+    options: dict[str, Any] = {
+        "precision": precision or "",
+        "kv_cache_dtype": kv_cache_dtype or "",
+        "prefix_cache_bytes": prefix_cache_bytes,
+        "step_tokens": step_tokens,
+    }
     if device != "cpu":
         name = "cuda:0" if device in ("auto", "cuda") else device
         try:
@@ -515,10 +511,6 @@ def _thread_count(threads: int | None) -> int:
     if type(value) is not int or not 1 <= value <= _MAX_THREADS:
         raise ParameterError(name, value, f"an integer from 1 to {_MAX_THREADS}")
     return value
-
-
-def _random_seed() -> int:
-    return int.from_bytes(os.urandom(8), "little")
 
 
 def _is_batch(prompt: object) -> bool:

@@ -1,0 +1,269 @@
+"""Prompts on their way: a job drives one or several requests of the engine to a `Generation`.
+
+Everything that generates is a job, so that everything can be batched, streamed and cancelled. A job
+names the requests whose events it waits for; `step` lets the engine run for all jobs together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptx.errors import GptxError, NonFiniteLogitsError
+from gptx.generation import Continuation, Generation, TokenLogprob
+from gptx.sampling import MAX_SEED, SamplingParams
+
+if TYPE_CHECKING:
+    from gptx import _core
+    from gptx.model import Model
+
+_SEED_STRIDE = 0x9E3779B97F4A7C15  # odd, so that the seeds of samples differ
+
+
+class Event(NamedTuple):
+    """What a step brought: a token (-1: none), and why the request ended ("": not yet)."""
+
+    request: int
+    token: int
+    finish: str
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Task(NamedTuple):
+    """A prompt of a model: what every kind of job is made of."""
+
+    model: Model
+    ids: NDArray[np.int32]  # [T]
+    prompt: str
+    params: SamplingParams
+    seed: int
+
+    @property
+    def engine(self) -> _core.Engine:
+        return self.model._engine
+
+    def continuation(self) -> Continuation:
+        return Continuation(self.model._tokenizer, self.params.stop)
+
+    def submit(self, **changes: Any) -> int:
+        """A request with the parameters of the task, but for ``changes``."""
+        return self.engine.submit(
+            self.ids, **(self.model._request_fields(self.params, self.seed) | changes)
+        )
+
+    def generation(self, text: Continuation, **more: Any) -> Generation:
+        return Generation(
+            prompt=self.prompt,
+            text=text.text,
+            token_ids=tuple(text.token_ids),
+            finish_reason=text.finish or "unfinished",
+            prompt_tokens=len(self.ids),
+            completion_tokens=len(text.token_ids),
+            logprobs=tuple(text.logprobs) if self.params.logprobs is not None else None,
+            **({"seed": self.seed} | more),
+        )
+
+    def non_finite(self, generated: int) -> NonFiniteLogitsError:
+        position = len(self.ids) + generated
+        return NonFiniteLogitsError(
+            f"logits at position {position}: expected finite numbers, got NaN or infinity; "
+            "the weights are damaged or overflow"
+        )
+
+
+class Job(ABC):
+    """One prompt on its way.
+
+    Attributes:
+        waiting: the requests whose events it waits for; empty once it is finished.
+        error: why it failed, or None.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.waiting: set[int] = set()
+        self.error: GptxError | None = None
+        self._requests: set[int] = set()
+        self._pieces: list[str] = []
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool: ...
+
+    @abstractmethod
+    def take(self, event: Event) -> None:
+        """Takes an event of one of the requests it waits for."""
+
+    @abstractmethod
+    def generation(self) -> Generation:
+        """The result so far; complete once it is finished."""
+
+    def prepare(self) -> None:  # noqa: B027
+        """Called before the engine runs; does nothing unless a job has something to propose."""
+
+    def pieces(self) -> str:
+        """The text that has become certain since the last call."""
+        text = "".join(self._pieces)
+        self._pieces.clear()
+        return text
+
+    def cancel(self) -> None:
+        """Ends it where it is."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives everything back; may be called at any time, and again."""
+        for request in list(self._requests):
+            self._release(request)
+
+    def _own(self, request: int) -> int:
+        self._requests.add(request)
+        self.waiting.add(request)
+        return request
+
+    def _release(self, request: int) -> None:
+        self.waiting.discard(request)
+        if request in self._requests:
+            self._requests.remove(request)
+            self.task.engine.release(request)
+
+
+class SampleJob(Job):
+    """The engine chooses every token."""
+
+    def __init__(self, task: Task, **changes: Any) -> None:
+        super().__init__(task)
+        self.text = task.continuation()
+        self._usage = {"cached": 0, "drafted": 0, "accepted": 0}
+        self.request = self._own(task.submit(**changes))
+
+    @property
+    def finished(self) -> bool:
+        return self.text.finish != ""
+
+    def take(self, event: Event) -> None:
+        # A step may bring tokens behind a stop string; they are not part of the text.
+        if self.finished:
+            return
+        if event.token >= 0:
+            self._pieces.append(self.text.push(event.token, _logprob(event)))
+        if event.finish == "non_finite":
+            self.error = self.task.non_finite(len(self.text.token_ids))
+            self.text.finish = "error"
+        elif event.finish and not self.finished:
+            self._pieces.append(self.text.end(event.finish))
+        if self.finished:
+            self.close()
+
+    def cancel(self) -> None:
+        self.text.finish = self.text.finish or "cancelled"
+        self.close()
+
+    def close(self) -> None:
+        if self.request in self._requests:
+            self._usage = self.task.engine.usage(self.request)
+        super().close()
+
+    def generation(self) -> Generation:
+        usage = {f"{name}_tokens": n for name, n in self._usage.items()}
+        return self.task.generation(self.text, error=self.error, **usage)
+
+
+class GroupJob(Job):
+    """Several samples of one prompt, which is computed once."""
+
+    def __init__(self, task: Task, count: int) -> None:
+        super().__init__(task)
+        self._count = count
+        self._samples: list[SampleJob] = []
+        self._by_request: dict[int, SampleJob] = {}
+        self._prompt = self._own(task.submit(held=True, max_new_tokens=1))
+
+    @property
+    def finished(self) -> bool:
+        return len(self._samples) == self._count and all(s.finished for s in self._samples)
+
+    def take(self, event: Event) -> None:
+        if event.request == self._prompt:
+            self._begin()
+        else:
+            self._by_request[event.request].take(event)
+        self.waiting = {r for sample in self._samples for r in sample.waiting}
+
+    def _begin(self) -> None:
+        params = self.task.params
+        for i in range(self._count):
+            seed = (self.task.seed + i * _SEED_STRIDE) % (MAX_SEED + 1)
+            changes: dict[str, Any] = {"parent": self._prompt}
+            if params.best_of:  # ranked by their log-probabilities, asked for or not
+                fields = self.task.model._request_fields(params, seed)["sampling"]
+                changes["sampling"] = fields | {"logprobs": params.logprobs or 0}
+            sample = SampleJob(self.task._replace(seed=seed), **changes)
+            self._samples.append(sample)
+            self._by_request[sample.request] = sample
+        self._release(self._prompt)
+
+    def cancel(self) -> None:
+        for sample in self._samples:
+            sample.cancel()
+        super().cancel()
+
+    def close(self) -> None:
+        for sample in self._samples:
+            sample.close()
+        super().close()
+        self.waiting.clear()
+
+    def generation(self) -> Generation:
+        samples = self._samples
+        self.error = next((s.error for s in samples if s.error is not None), None)
+        found = [s.generation() for s in samples]
+        if self.task.params.best_of:
+            scores = [s.text.mean_logprob for s in samples]
+            order = sorted(range(len(found)), key=lambda i: -scores[i])[: self.task.params.n]
+            found = [dataclasses.replace(found[i], score=scores[i]) for i in order]
+        if not found:
+            return self.task.generation(self.task.continuation())
+        return dataclasses.replace(found[0], others=tuple(found[1:]), error=self.error)
+
+
+def start(task: Task) -> Job:
+    """The job for what the parameters ask."""
+    params = task.params
+    count = params.best_of or params.n
+    if count > 1:
+        return GroupJob(task, count)
+    return SampleJob(task)
+
+
+def step(engine: _core.Engine, jobs: Sequence[Job]) -> None:
+    """Lets the engine run until it has something for one of the jobs, and hands it out.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the jobs stand as they were.
+    """
+    for job in jobs:
+        job.prepare()
+    owners = {request: job for job in jobs for request in job.waiting}
+    for raw in engine.advance(list(owners)):
+        event = Event(*raw)
+        job = owners[event.request]
+        if event.request in job.waiting:
+            job.take(event)
+
+
+def random_seed() -> int:
+    return int.from_bytes(os.urandom(8), "little")
+
+
+def _logprob(event: Event) -> TokenLogprob | None:
+    if event.logprob != event.logprob:  # NaN: none was asked for
+        return None
+    return TokenLogprob(event.token, event.logprob, tuple(event.top))
