@@ -37,7 +37,7 @@ PYTHON_LAYERS = [
     ["generation", "modelfile"],
     ["checkpoints"],
     ["convert"],
-    ["branch", "jobs"],
+    ["branch", "jobs", "scoring"],
     ["model"],
     ["parity"],
     ["training"],

@@ -21,11 +21,13 @@ from gptx.errors import (
 from gptx.generation import Generation, TokenLogprob
 from gptx.model import Model, Stream, generate, load
 from gptx.sampling import SamplingParams
+from gptx.scoring import Choice, TokenScores
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Branch",
+    "Choice",
     "ContextLengthError",
     "ConvertError",
     "DeviceError",
@@ -42,6 +44,7 @@ __all__ = [
     "Stream",
     "TokenIdError",
     "TokenLogprob",
+    "TokenScores",
     "TokenizeError",
     "TrainingError",
     "UnsafeCheckpointError",

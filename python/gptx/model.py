@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, jobs, modelfile
+from gptx import _core, jobs, modelfile, scoring
 from gptx.branch import Branch
 from gptx.config import GPTConfig
 from gptx.errors import (
@@ -34,6 +34,7 @@ from gptx.errors import (
 )
 from gptx.generation import Generation
 from gptx.sampling import SamplingParams
+from gptx.scoring import Choice, TokenScores
 from gptx.tokenizer import Tokenizer, TokenizerSpec
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
@@ -257,6 +258,93 @@ class Model:
             raise ContextLengthError(len(ids), self.config.block_size)
         return self._engine.logits(ids)
 
+    def logprobs(
+        self, prompt: Prompt | Sequence[Prompt], *, top: int = 0, bos: bool = False
+    ) -> TokenScores | list[TokenScores]:
+        """What the model says of each token of a text, or of each of a list of texts.
+
+        Args:
+            prompt: a str or 1 to ``block_size + 1`` token ids, or a list of those.
+            top: report so many of the most likely tokens in each place, 0 to 100.
+            bos: put the end-of-text token in front, so that the first token of a text has a
+                probability too; it is then the first of ``token_ids``.
+
+        Raises:
+            ParameterError, TokenIdError, TokenizeError, ContextLengthError: before anything runs.
+            NonFiniteLogitsError: the weights gave NaN or infinity.
+        """
+        if _is_batch(prompt):
+            return scoring.logprobs(self, list(prompt), top=top, bos=bos)
+        return scoring.logprobs(self, [prompt], top=top, bos=bos)[0]
+
+    def score(
+        self, texts: Prompt | Sequence[Prompt], *, prompt: Prompt | None = None, bos: bool = False
+    ) -> float | list[float]:
+        """The log-probability of a text, or of each of a list of texts.
+
+        Args:
+            texts: as for `logprobs`. The first token of a text has no probability of its own,
+                unless ``bos`` puts the end-of-text token in front of it.
+            prompt: what the texts continue; their log-probability is then that of what stands
+                behind it, and the prompt is computed once.
+
+        Raises: as `logprobs`.
+        """
+        if _is_batch(texts):
+            return scoring.score(self, list(texts), prompt=prompt, bos=bos)
+        return scoring.score(self, [texts], prompt=prompt, bos=bos)[0]
+
+    def choose(
+        self,
+        prompt: Prompt,
+        options: Sequence[Prompt],
+        *,
+        normalize: str = "sum",
+        bos: bool = False,
+    ) -> Choice:
+        """The option that most likely continues a prompt, which is computed once.
+
+        Args:
+            prompt: a str or token ids.
+            options: what may come next, spaces included: ``[" yes", " no"]``.
+            normalize: compare the "sum" of the log-probabilities of an option's tokens, their
+                "mean", or the sum for each of its UTF-8 "bytes".
+            bos: put the end-of-text token in front of the prompt.
+
+        Raises: as `logprobs`.
+        """
+        return scoring.choose(self, prompt, options, normalize=normalize, bos=bos)
+
+    def perplexity(self, text: Prompt, *, stride: int | None = None, bos: bool = False) -> float:
+        """exp of the mean surprisal of the tokens of a text of any length of at least two tokens.
+
+        Args:
+            text: a str or token ids.
+            stride: windows of ``block_size`` tokens begin so far apart; of each, the tokens that
+                the one before did not reach count. Default half of ``block_size``; smaller gives
+                each token more context and takes longer. As transformers' documentation has it.
+            bos: put the end-of-text token in front.
+
+        Raises: as `logprobs`.
+        """
+        return scoring.perplexity(self, text, stride=stride, bos=bos)
+
+    def embed(
+        self, texts: Prompt | Sequence[Prompt], *, pooling: str = "mean", normalize: bool = False
+    ) -> NDArray[np.float32]:
+        """The final hidden state of a text ``[C]``, or of each of a list ``[n, C]``, float32.
+
+        Args:
+            texts: a str or 1 to ``block_size`` token ids, or a list of those.
+            pooling: the "mean" over the tokens, or the "last" token's, which has read them all.
+            normalize: scale to length 1.
+
+        Raises: as `logprobs`.
+        """
+        batch = list(texts) if _is_batch(texts) else [texts]
+        found = scoring.embed(self, batch, pooling=pooling, normalize=normalize)
+        return found if _is_batch(texts) else found[0]
+
     def _generate_all(self, prompts: list[Prompt], params: SamplingParams) -> list[Generation]:
         started: list[jobs.Job] = []
         try:
@@ -349,12 +437,17 @@ class Model:
 
     def _end_tokens(self, params: SamplingParams) -> list[int]:
         ends = self._checked_ids("stop_token_ids", params.stop_token_ids)
+        if not params.ignore_eos:
+            ends += self._eos_token_ids()
+        return ends
+
+    def _eos_token_ids(self) -> list[int]:
         eos = self._source.generation.get("eos_token_id")
         if eos is None and self._tokenizer is not None:
             eos = self._tokenizer.eos_token_id
-        if eos is not None and not params.ignore_eos:
-            ends += [i for i in np.atleast_1d(eos).tolist() if i < self.config.vocab_size]
-        return ends
+        if eos is None:
+            return []
+        return [i for i in np.atleast_1d(eos).tolist() if i < self.config.vocab_size]
 
 
 def load(
