@@ -38,6 +38,7 @@ PYTHON_LAYERS = [
     ["checkpoints"],
     ["convert"],
     ["branch", "jobs", "scoring"],
+    ["background", "drafting", "session"],
     ["model"],
     ["parity"],
     ["training"],

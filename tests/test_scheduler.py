@@ -363,12 +363,12 @@ def test_a_right_proposal_brings_its_tokens_in_one_step(small, solo, config):
     plain = solo(ids, 30, **SAMPLED)
     request = submit(small, ids, 30, **SAMPLED)
     tokens = [event[1] for event in small.advance([request])]
-    small.propose(request, plain[1:9])
+    small.propose(request, 51, plain[1:9])
     steps = small.stats()["steps"]
     tokens += [event[1] for event in small.advance([request])]
     assert small.stats()["steps"] == steps + 1
     assert tokens == plain[:10]
-    small.propose(request, [plain[10], (plain[11] + 1) % config.vocab_size, plain[12]])
+    small.propose(request, 60, [plain[10], (plain[11] + 1) % config.vocab_size, plain[12]])
     tokens += [event[1] for event in small.advance([request])]
     assert tokens == plain[:12]
     assert tokens + run(small, [request])[0] == plain
@@ -379,7 +379,7 @@ def test_drafts_respect_the_context_and_the_number_of_tokens(small, solo, config
     plain = solo(ids, 100)
     request = submit(small, ids, 100)
     tokens = [event[1] for event in small.advance([request])]
-    small.propose(request, plain[1:] + [1] * 9)
+    small.propose(request, 313, plain[1:] + [1] * 9)
     tokens += [event[1] for event in small.advance([request])]
     small.release(request)
     assert tokens == plain

@@ -223,9 +223,11 @@ class PyEngine {
     return engine_->restore(checked(ids, config_.block_size), bytes_of(blocks));
   }
 
-  void propose(int64_t request, const Ids& ids) {
+  void propose(int64_t request, size_t position, const Ids& ids) {
     if (ids.size() == 0) return;
-    engine_->propose(request, checked(ids, config_.block_size));
+    const std::span<const int32_t> tokens = checked(ids, config_.block_size);
+    const py::gil_scoped_release released;
+    engine_->propose(request, position, tokens);
   }
 
   // Of a finished score: logprobs [n], ranks [n], and of the most likely tokens ids [n, top], logprobs [n, top].
@@ -368,7 +370,7 @@ void init_engine(py::module_& m) {
       .def("held_hidden", &PyEngine::held_hidden, py::arg("request"))
       .def("save", &PyEngine::save, py::arg("request"))
       .def("restore", &PyEngine::restore, py::arg("ids"), py::arg("blocks"))
-      .def("propose", &PyEngine::propose, py::arg("request"), py::arg("ids"))
+      .def("propose", &PyEngine::propose, py::arg("request"), py::arg("position"), py::arg("ids"))
       .def("scores", &PyEngine::scores, py::arg("request"))
       .def("tokens", &PyEngine::tokens, py::arg("request"))
       .def("usage", &PyEngine::usage, py::arg("request"))

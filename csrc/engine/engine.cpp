@@ -263,9 +263,15 @@ int64_t Engine::restore(std::span<const int32_t> tokens, std::span<const std::by
   return id;
 }
 
-void Engine::propose(int64_t id, std::span<const int32_t> tokens) {
+void Engine::propose(int64_t id, size_t position, std::span<const int32_t> tokens) {
   const auto lock = lock_resting(id);
-  existing(id).drafts.proposed.assign(tokens.begin(), tokens.end());
+  Request& request = existing(id);
+  const std::span<const int32_t> text = request.sequence.tokens;
+  if (position > text.size() || text.size() - position > tokens.size()) return;
+  // Somebody else's step may have brought the first of them meanwhile.
+  const std::span<const int32_t> since = text.subspan(position);
+  if (!std::ranges::equal(since, tokens.first(since.size()))) return;
+  request.drafts.proposed.assign(tokens.begin() + static_cast<ptrdiff_t>(since.size()), tokens.end());
 }
 
 std::vector<int32_t> Engine::tokens(int64_t id) {

@@ -63,8 +63,9 @@ class Engine {
   std::vector<std::byte> save(int64_t request);
   int64_t restore(std::span<const int32_t> tokens, std::span<const std::byte> blocks);
 
-  // Proposes what a generating request may say next; it is checked in its next step and then forgotten.
-  void propose(int64_t request, std::span<const int32_t> tokens);
+  // Proposes what a generating request may say behind its first `position` tokens; what is still ahead is checked
+  // in its next step and then forgotten.
+  void propose(int64_t request, size_t position, std::span<const int32_t> tokens);
 
   std::vector<int32_t> tokens(int64_t request);
   std::vector<Score> scores(int64_t request) const;

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,20 @@ class Branch:
             raise ParameterError("n", n, f"an integer from 1 to {len(self)}")
         self._model._engine.truncate(self._alive(), n)
         self.logits, self.hidden = self.logits[:0], self.hidden[:0]
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Writes the tokens with their keys and values to a file, for `Model.restore`.
+
+        Args:
+            path: the file; it appears whole or not at all.
+            force: replace a file that exists.
+
+        Raises:
+            ParameterError, ConvertError: it exists, or cannot be written.
+        """
+        from gptx import session
+
+        session.save(self, path, force=force)
 
     def close(self) -> None:
         """Gives the memory back."""

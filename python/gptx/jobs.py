@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,7 +92,7 @@ class Job(ABC):
         self.waiting: set[int] = set()
         self.error: GptxError | None = None
         self._requests: set[int] = set()
-        self._pieces: list[str] = []
+        self._pieces: deque[str] = deque()
 
     @property
     @abstractmethod
@@ -110,9 +111,10 @@ class Job(ABC):
 
     def pieces(self) -> str:
         """The text that has become certain since the last call."""
-        text = "".join(self._pieces)
-        self._pieces.clear()
-        return text
+        taken = []
+        while self._pieces:  # another thread may be adding to them
+            taken.append(self._pieces.popleft())
+        return "".join(taken)
 
     def cancel(self) -> None:
         """Ends it where it is."""
@@ -195,7 +197,11 @@ class GroupJob(Job):
             self._begin()
         else:
             self._by_request[event.request].take(event)
-        self.waiting = {r for sample in self._samples for r in sample.waiting}
+        self.waiting = {r for job in self._samples for r in job.waiting}
+
+    def prepare(self) -> None:
+        for job in self._samples:
+            job.prepare()
 
     def _begin(self) -> None:
         params = self.task.params
@@ -205,19 +211,19 @@ class GroupJob(Job):
             if params.best_of:  # ranked by their log-probabilities, asked for or not
                 fields = self.task.model._request_fields(params, seed)["sampling"]
                 changes["sampling"] = fields | {"logprobs": params.logprobs or 0}
-            sample = SampleJob(self.task._replace(seed=seed), **changes)
-            self._samples.append(sample)
-            self._by_request[sample.request] = sample
+            job = sample(self.task._replace(seed=seed), **changes)
+            self._samples.append(job)
+            self._by_request[job.request] = job
         self._release(self._prompt)
 
     def cancel(self) -> None:
-        for sample in self._samples:
-            sample.cancel()
+        for job in self._samples:
+            job.cancel()
         super().cancel()
 
     def close(self) -> None:
-        for sample in self._samples:
-            sample.close()
+        for job in self._samples:
+            job.close()
         super().close()
         self.waiting.clear()
 
@@ -240,7 +246,16 @@ def start(task: Task) -> Job:
     count = params.best_of or params.n
     if count > 1:
         return GroupJob(task, count)
-    return SampleJob(task)
+    return sample(task)
+
+
+def sample(task: Task, **changes: Any) -> SampleJob:
+    """The job for one continuation."""
+    if task.params.draft is not None:
+        from gptx.drafting import DraftedJob
+
+        return DraftedJob(task, **changes)
+    return SampleJob(task, **changes)
 
 
 def step(engine: _core.Engine, jobs: Sequence[Job]) -> None:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from gptx.generation import Generation
 from gptx.sampling import SamplingParams
 from gptx.scoring import Choice, TokenScores
 from gptx.tokenizer import Tokenizer, TokenizerSpec
+
+if TYPE_CHECKING:
+    from gptx.background import AsyncStream, Background
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
@@ -213,13 +216,46 @@ class Model:
 
         Of beams, a piece is what all of them have in common and none can take back.
         """
-        if _is_batch(prompt):
-            raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
+        return Stream(self._start_stream(prompt, _merged(params, changes)))
+
+    async def agenerate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        **changes: object,
+    ) -> Generation | list[Generation]:
+        """`generate` for asyncio: the event loop goes on meanwhile, and requests of all tasks share
+        each step. Cancelling the task cancels them.
+        """
+        from gptx import background
+
         params = _merged(params, changes)
-        for name in ("n", "best_of"):
-            if getattr(params, name) not in (1, None):
-                raise ParameterError(name, getattr(params, name), "1 for a stream")
-        return Stream(jobs.start(self._task(prompt, params)))
+        batch = _is_batch(prompt)
+        started = self._start_all(list(prompt) if batch else [prompt], params)
+        found = await background.finish(self._background, started)
+        if batch:
+            return found
+        if found[0].error is not None:
+            raise found[0].error
+        return found[0]
+
+    def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **changes: object
+    ) -> AsyncStream:
+        """`stream` for asyncio: ``async for piece in model.astream(...)``.
+
+        To be called where an event loop runs.
+        """
+        from gptx import background
+
+        job = self._start_stream(prompt, _merged(params, changes))
+        return background.AsyncStream(self._background, job)
+
+    @cached_property
+    def _background(self) -> Background:
+        from gptx import background
+
+        return background.Background(self._engine)
 
     def branch(self, prompt: Prompt, *, logits: int = 1, hidden: bool = False) -> Branch:
         """A text in the KV cache that the caller controls: feed, fork, truncate.
@@ -243,6 +279,18 @@ class Model:
         branch = Branch(self, request, hidden=hidden)
         branch._compute()
         return branch
+
+    def restore(self, path: str | os.PathLike[str]) -> Branch:
+        """The branch that `Branch.save` wrote, with the logits of its last token.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ModelFileError: it is damaged or no session.
+            ParameterError: it was saved with another model, precision or device.
+        """
+        from gptx import session
+
+        return session.restore(self, path)
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """The logits of every position, float32 ``[T, V]``: row t scores the token after ids[:t+1].
@@ -346,16 +394,33 @@ class Model:
         return found if _is_batch(texts) else found[0]
 
     def _generate_all(self, prompts: list[Prompt], params: SamplingParams) -> list[Generation]:
-        started: list[jobs.Job] = []
+        started = self._start_all(prompts, params)
         try:
-            for prompt in prompts:
-                started.append(jobs.start(self._task(prompt, params)))
             while running := [job for job in started if not job.finished]:
                 jobs.step(self._engine, running)
         finally:
             for job in started:
                 job.close()
         return [job.generation() for job in started]
+
+    def _start_all(self, prompts: list[Prompt], params: SamplingParams) -> list[jobs.Job]:
+        started: list[jobs.Job] = []
+        try:
+            for task in [self._task(prompt, params) for prompt in prompts]:
+                started.append(jobs.start(task))
+        except BaseException:
+            for job in started:
+                job.close()
+            raise
+        return started
+
+    def _start_stream(self, prompt: Prompt, params: SamplingParams) -> jobs.Job:
+        if _is_batch(prompt):
+            raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
+        for name in ("n", "best_of"):
+            if getattr(params, name) not in (1, None):
+                raise ParameterError(name, getattr(params, name), "1 for a stream")
+        return jobs.start(self._task(prompt, params))
 
     def _task(self, prompt: Prompt, params: SamplingParams) -> jobs.Task:
         ids = self._ids(prompt)
