@@ -1,11 +1,14 @@
 """The public API: text in, text out, every refusal named, and the model usable after each."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 import gptx
+from gptx.errors import ParameterError
 from models import make_config, random_tensors, write_model
 
 
@@ -253,3 +256,41 @@ def test_the_built_in_demo_writes_english_and_chinese():
         pieces = list(gptx.load().stream(prompt, max_new_tokens=60, seed=1))
         assert "\ufffd" not in "".join(pieces)
         assert len("".join(pieces)) > 20
+
+
+def test_ids_that_the_tokenizer_does_not_name_are_no_text(tmp_path):
+    write_model(tmp_path / "m.gptx", vocab_size=320)
+    model = gptx.load(tmp_path / "m.gptx")
+    result = model.generate([260, 300, 97], max_new_tokens=40, seed=1, temperature=3.0, top_k=0)
+    assert max(result.token_ids) > 256
+    assert result.prompt == "a"
+    named = [i for i in result.token_ids if i < 257]
+    assert result.text == model.tokenizer.decode(named)
+
+
+def test_a_plan_is_what_is_then_taken(tmp_path):
+    write_model(tmp_path / "m.gptx", block_size=1024, n_embd=256, n_head=4, vocab_size=5000)
+    code = (
+        "import sys, gptx\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "before = resident()\n"
+        "model = gptx.load(sys.argv[1], prefix_cache_bytes=0)\n"
+        "plan = model.plan(batch=20, context=1024)\n"
+        "model.generate([[i] * 900 for i in range(20)], max_new_tokens=124, temperature=0.0)\n"
+        "print(plan.total, resident() - before)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.gptx")], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    planned, taken = map(int, result.stdout.split())
+    assert 0.8 * planned < taken < 1.1 * planned + (20 << 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"), [(dict(batch=0), "batch"), (dict(context=97), "context")]
+)
+def test_a_plan_refuses_what_cannot_be(model, arguments, param):
+    with pytest.raises(ParameterError) as caught:
+        model.plan(**arguments)
+    assert caught.value.param == param

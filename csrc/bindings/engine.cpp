@@ -385,6 +385,8 @@ void init_engine(py::module_& m) {
                              })
       .def_property_readonly("kv_block_bytes",
                              [](PyEngine& e) { return e.engine().runner().kv_block_bytes(); })
+      .def_property_readonly("workspace_bytes",
+                             [](PyEngine& e) { return e.engine().runner().workspace_bytes(); })
       .def_property_readonly("threads", [](PyEngine& e) { return e.engine().runner().threads(); })
       .def_property_readonly("precision", &PyEngine::precision)
       .def_property_readonly("kv_cache_dtype", &PyEngine::kv_cache_dtype)

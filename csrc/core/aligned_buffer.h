@@ -15,19 +15,20 @@ template <class T>
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t count) {
-    const size_t bytes = (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    data_.reset(static_cast<T*>(std::aligned_alloc(kCacheLine, bytes == 0 ? kCacheLine : bytes)));
+  explicit AlignedBuffer(size_t count) : bytes_((count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine) {
+    data_.reset(static_cast<T*>(std::aligned_alloc(kCacheLine, bytes_ == 0 ? kCacheLine : bytes_)));
     if (data_ == nullptr) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
+    std::memset(static_cast<void*>(data_.get()), 0, bytes_);
   }
 
   T* data() const noexcept { return data_.get(); }
+  size_t bytes() const noexcept { return bytes_; }
 
  private:
   struct Free {
     void operator()(T* p) const noexcept { std::free(p); }
   };
+  size_t bytes_ = 0;
   std::unique_ptr<T, Free> data_;
 };
 

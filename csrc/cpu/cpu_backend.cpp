@@ -51,6 +51,13 @@ void CpuDevice::begin_step(const Batch& batch) {
   }
 }
 
+size_t CpuDevice::workspace_bytes() const {
+  const auto bytes_of = [](const OperandBuffer& b) { return b.bytes.bytes() + b.scales.bytes(); };
+  size_t bytes = bytes_of(operands_);
+  for (const Worker& w : workers_) bytes += w.attention.bytes() + w.normal.bytes() + bytes_of(w.operands);
+  return bytes;
+}
+
 std::span<std::byte> CpuDevice::kv_block(int32_t id) {
   AlignedBuffer<std::byte>& block = kv_blocks_[static_cast<size_t>(id)];
   if (block.data() == nullptr) block = AlignedBuffer<std::byte>(kv_block_bytes_);

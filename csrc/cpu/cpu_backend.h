@@ -76,6 +76,9 @@ class CpuDevice {
   // Gives memory to the KV blocks that the batch names and looks up their addresses.
   void begin_step(const Batch& batch);
 
+  // Bytes that a step works in, KV blocks and activations not counted.
+  size_t workspace_bytes() const;
+
   // The memory of a KV block, which gets it with its first use.
   std::span<std::byte> kv_block(int32_t id);
 

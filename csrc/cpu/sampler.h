@@ -14,6 +14,12 @@ class Sampler {
  public:
   Sampler(size_t vocab_size, const KernelTable& kernels);
 
+  // What it has reserved.
+  size_t bytes() const noexcept {
+    return counts_.capacity() * sizeof(counts_[0]) + heap_.capacity() * sizeof(heap_[0]) +
+           candidates_.capacity() * sizeof(candidates_[0]);
+  }
+
   // Chooses the token of a task; `logits` [V] may be changed. Allocates nothing: `out.top` has room for what
   // params.logprobs asks, and everything else was reserved.
   void sample(std::span<float> logits, const SampleTask& task, Choice& out) noexcept;

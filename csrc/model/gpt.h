@@ -54,6 +54,8 @@ class Gpt {
 
   typename B::Rows& logits() { return a_.logits; }
 
+  const Activations<B>& activations() const { return a_; }
+
   // The residual stream of the rows that wanted logits, before the final norm.
   const typename B::Rows& hidden() const { return a_.x; }
   const typename B::Norm& final_norm() const { return weights_.ln_f; }

@@ -88,6 +88,8 @@ class Runner {
   virtual size_t steps_ahead() const { return 1; }
 
   virtual size_t kv_block_bytes() const = 0;
+  // Bytes that it takes besides the weights and the KV blocks.
+  virtual size_t workspace_bytes() const = 0;
   virtual int threads() const = 0;
   virtual std::string isa() const = 0;
 };

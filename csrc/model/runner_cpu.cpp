@@ -80,6 +80,12 @@ class CpuRunner final : public Runner {
   }
 
   size_t kv_block_bytes() const override { return cpu_kv_block_bytes(config_, options_.kv_type); }
+  size_t workspace_bytes() const override {
+    const Activations<CpuBackend>& a = gpt_.activations();
+    size_t bytes = device_.workspace_bytes() + no_bias_.bytes();
+    for (const cpu::RowBuffer* rows : {&a.x, &a.qkv, &a.y, &a.mlp, &a.logits}) bytes += rows->buffer.bytes();
+    return bytes + (samplers_.size() + 1) * chooser_.bytes();
+  }
   int threads() const override { return device_.team.size(); }
   std::string isa() const override { return device_.kernels.name; }
 

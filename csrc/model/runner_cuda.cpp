@@ -81,6 +81,9 @@ class CudaRunner final : public Runner {
     o.steps_ahead = kStepsAhead;
     call(api_.open, &o, &model_);
     kv_block_bytes_ = api_.kv_block_bytes(&o);
+    // As in cuda_model.cu: activations in float32, qkv and the MLP in tiles beside them, logits with their weights.
+    const size_t columns = 2 * config.n_embd + 3 * config.n_embd + 3 * config.n_inner;
+    workspace_bytes_ = sizeof(float) * (limits.rows * columns + 3 * limits.logit_rows * config.vocab_size);
   }
   ~CudaRunner() override { api_.close(model_); }
 
@@ -142,6 +145,7 @@ class CudaRunner final : public Runner {
 
   size_t steps_ahead() const override { return kStepsAhead; }
   size_t kv_block_bytes() const override { return kv_block_bytes_; }
+  size_t workspace_bytes() const override { return workspace_bytes_; }
   int threads() const override { return 1; }
   std::string isa() const override { return name_; }
 
@@ -162,7 +166,7 @@ class CudaRunner final : public Runner {
   gptx_cuda_model* model_ = nullptr;
   pid_t process_ = getpid();
   size_t vocab_size_;
-  size_t kv_block_bytes_ = 0;
+  size_t kv_block_bytes_ = 0, workspace_bytes_ = 0;
   std::string name_;
   std::vector<gptx_cuda_part> parts_;
   std::vector<gptx_cuda_sample> samples_;

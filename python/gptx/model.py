@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ Prompt = str | Sequence[int] | NDArray[np.integer]
 
 _MAX_THREADS = 1024
 _KV_CACHE_BYTES = 2 << 30
+_KV_BLOCK = 64  # positions
 _PREFIX_CACHE_BYTES = 256 << 20
 
 _SAMPLING_FIELDS = (
@@ -96,6 +97,20 @@ class Stream(Iterator[str]):
     def result(self) -> Generation:
         """The text so far; complete once the loop has ended."""
         return self._job.generation()
+
+
+class Plan(NamedTuple):
+    """Memory in bytes: weights (on the CPU those of the mapped file, which processes share), the KV
+    cache, and what a step works in.
+    """
+
+    weights: int
+    kv_cache: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
 
 
 class Model:
@@ -175,7 +190,7 @@ class Model:
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:
         spec: TokenizerSpec | None = self._source.tokenizer
-        return None if spec is None else Tokenizer(spec)
+        return None if spec is None else Tokenizer(spec, self.config.vocab_size)
 
     def generate(
         self,
@@ -256,6 +271,25 @@ class Model:
         from gptx import background
 
         return background.Background(self._engine)
+
+    def plan(self, batch: int = 1, context: int | None = None) -> Plan:
+        """The memory that texts generated at the same time take, in bytes; nothing is allocated.
+
+        Args:
+            batch: how many texts.
+            context: tokens of each, prompt and continuation; default ``block_size``.
+
+        Raises:
+            ParameterError: one of them is out of range.
+        """
+        size = self.config.block_size
+        context = size if context is None else context
+        for name, value, limit in (("batch", batch, 2**31 - 1), ("context", context, size)):
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ParameterError(name, value, f"an integer from 1 to {limit}")
+        weights = sum(tensor.nbytes for tensor in self._source.tensors.values())
+        kv_cache = batch * -(-context // _KV_BLOCK) * self._engine.kv_block_bytes
+        return Plan(weights, kv_cache, self._engine.workspace_bytes)
 
     def branch(self, prompt: Prompt, *, logits: int = 1, hidden: bool = False) -> Branch:
         """A text in the KV cache that the caller controls: feed, fork, truncate.
