@@ -216,6 +216,10 @@ Array exp(const std::string& isa, const Array& x) {
   return out;
 }
 
+double sum_exp(const std::string& isa, const Array& x, float shift) {
+  return kernels(isa).sum_exp(x.data(), dim(x, 0), shift);
+}
+
 // `count` choices from the same logits, at consecutive positions: (token, logprob, [(token, logprob)]).
 py::list sample(const Array& logits, const py::dict& params, const std::vector<int32_t>& sequence, size_t prompt,
                 const std::vector<int32_t>& banned, const std::vector<uint32_t>& allowed, int32_t forced,
@@ -310,6 +314,7 @@ void init_testing(py::module_& m) {
         py::arg("step") = kBlock);
   m.def("activate", &activate, py::arg("isa"), py::arg("x"), py::arg("activation"));
   m.def("exp", &exp, py::arg("isa"), py::arg("x"));
+  m.def("sum_exp", &sum_exp, py::arg("isa"), py::arg("x"), py::arg("shift"));
   m.def("sample", &sample, py::arg("logits"), py::arg("params"), py::kw_only(),
         py::arg("sequence") = std::vector<int32_t>(), py::arg("prompt") = 0,
         py::arg("banned") = std::vector<int32_t>(), py::arg("allowed") = std::vector<uint32_t>(),

@@ -132,6 +132,8 @@ struct KernelTable {
   // y[i] = f(x[i]); exp_f32 is e^x on [-87, 88].
   void (*activate_f32)(float* y, const float* x, size_t n, Activation activation) noexcept;
   void (*exp_f32)(float* y, const float* x, size_t n) noexcept;
+  // The sum of exp(x[i] - shift), differences from -87 to 88; below them e^-87 stands for what is next to nothing.
+  double (*sum_exp)(const float* x, size_t n, float shift) noexcept;
 
   // The yardstick of memory: one read of n floats, a multiple of 64.
   float (*probe_read)(const float* data, size_t n) noexcept;

@@ -1,4 +1,4 @@
-"""Layer norm, activations and exp against float64."""
+"""Layer norm, activations, exp and its sum against float64."""
 
 import numpy as np
 import pytest
@@ -43,6 +43,24 @@ def test_exp_is_clamped_and_never_infinite(isa):
     ours = _core.testing.exp(isa, extremes)
     assert np.isfinite(ours).all()
     assert (ours[:3] < 2e-38).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 127, 128, 129, 1000, 50257])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 20.0])
+def test_the_sum_of_exp_is_as_exact_as_its_terms(isa, n, spread):
+    x = (np.random.default_rng(n).standard_normal(n) * spread - 40).astype(np.float32)
+    exact = np.exp(x.astype(float) - float(x.max())).sum()
+    ours = _core.testing.sum_exp(isa, x, x.max())
+    assert abs(ours - exact) < 2e-7 * exact
+    assert ours == _core.testing.sum_exp("scalar", x, x.max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_far_below_the_shift_adds_next_to_nothing_to_the_sum_of_exp(isa):
+    x = np.array([3, -85, -1e30, -3e38], np.float32)
+    assert _core.testing.sum_exp(isa, x, 3.0) == 1
+    assert 0 < _core.testing.sum_exp(isa, x[2:], 3.0) < 4e-38
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -445,10 +445,22 @@ void compare_function(const std::string& what, const Array<float>& x, F f) {
   for (Subject& s : subjects) compare(s, what, run(*s.table), expected);
 }
 
+void compare_sum_exp(const Array<float>& x) {
+  for (const float shift : {0.0f, largest(x.span()), -3.5f}) {
+    const double expected[] = {scalar->sum_exp(x.data(), x.size(), shift)};
+    for (Subject& s : subjects) {
+      const double got[] = {s.table->sum_exp(x.data(), x.size(), shift)};
+      compare_bytes(s, "sum_exp, n " + std::to_string(x.size()), std::as_bytes(std::span(got)),
+                    std::as_bytes(std::span(expected)));
+    }
+  }
+}
+
 void compare_functions(const Array<float>& x) {
   compare_function("exp", x, [](const KernelTable& table, float* y, const float* from, size_t n) {
     table.exp_f32(y, from, n);
   });
+  compare_sum_exp(x);
   for (const Activation activation :
        {Activation::kNone, Activation::kGeluNew, Activation::kGelu, Activation::kRelu}) {
     compare_function("activation " + std::to_string(static_cast<int>(activation)), x,
@@ -466,6 +478,11 @@ void compare_rows() {
     Array<float> x(n);
     for (float& v : x.span()) v = 4.0f * normal();
     compare_functions(x);
+  }
+  for (const size_t n : {127, 128, 129, 1000}) {  // about the end of a chain
+    Array<float> x(n);
+    fill(x.span(), Kind::kNormal);
+    compare_sum_exp(x);
   }
   Array<float> range(60'001);
   for (size_t i = 0; i < range.size(); ++i) {

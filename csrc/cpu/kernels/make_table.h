@@ -29,6 +29,7 @@ constexpr KernelTable make_table(const char* name) {
           .layer_norm = layer_norm,
           .activate_f32 = activate_f32,
           .exp_f32 = exp_f32,
+          .sum_exp = sum_exp,
           .probe_read = probe_read};
 }
 

@@ -1,4 +1,4 @@
-// Kernels on single rows: layer norm, activations, exp. Written once on the vocabulary.
+// Kernels on single rows: layer norm, activations, exp and its sum. Written once on the vocabulary.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -44,6 +44,26 @@ inline void activate_f32(float* y, const float* x, size_t n, Activation activati
 
 inline void exp_f32(float* y, const float* x, size_t n) noexcept {
   map_f32(y, x, n, [](F32x16 v) { return exp(v); });
+}
+
+// Chains of 8 vectors in float32, the lanes of their results in float64: the error does not grow with n.
+inline double sum_exp(const float* x, size_t n, float shift) noexcept {
+  constexpr size_t kChain = 8 * kLanes;
+  const F32x16 zero = broadcast(0.0f), origin = broadcast(shift);
+  double sums[kLanes] = {};
+  for (size_t begin = 0; begin < n; begin += kChain) {
+    F32x16 chain = zero;
+    for_each_vector(n - begin < kChain ? n - begin : kChain, [&](size_t i, size_t lanes) {
+      chain = chain + first_lanes(exp(load_first(x + begin + i, lanes) - origin), zero, lanes);
+    });
+    float lane[kLanes];
+    store(lane, chain);
+    for (size_t j = 0; j < kLanes; ++j) sums[j] += static_cast<double>(lane[j]);
+  }
+  for (size_t half = kLanes / 2; half > 0; half /= 2) {
+    for (size_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+  }
+  return sums[0];
 }
 
 }  // namespace
