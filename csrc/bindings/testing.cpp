@@ -224,11 +224,15 @@ double sum_exp(const std::string& isa, const Array& x, float shift) {
 py::list sample(const Array& logits, const py::dict& params, const std::vector<int32_t>& sequence, size_t prompt,
                 const std::vector<int32_t>& banned, const std::vector<uint32_t>& allowed, int32_t forced,
                 uint64_t first_position, size_t count) {
+  const size_t words = (dim(logits, 0) + 31) / 32;
+  if (!allowed.empty() && allowed.size() != words) {
+    throw ParameterError("allowed", std::to_string(allowed.size()) + " words", std::to_string(words) + " or none");
+  }
   cpu::Sampler sampler(dim(logits, 0), kernels(""));
   const SamplingParams parsed = sampling_params_from(params);
   SampleTask task{.logit_row = 0,
                   .position = first_position,
-                  .prompt = prompt,
+                  .prompt = std::min(prompt, sequence.size()),
                   .sequence = sequence,
                   .banned = banned,
                   .allowed = allowed,
