@@ -17,7 +17,8 @@ _DTYPES = {"int8-fast": "int8"}  # of the file, where it is not the name of the 
 
 class Peer:
     def __init__(self, path: str, threads: int, variant: str) -> None:
-        self._model = gptx.load(path, threads=threads, precision=variant)
+        # A prompt that comes again must cost what it cost the first time.
+        self._model = gptx.load(path, threads=threads, precision=variant, prefix_cache_bytes=0)
 
     @staticmethod
     def prepare(model_path: str, folder: Path, variant: str) -> str:

@@ -10,7 +10,7 @@ constexpr size_t kLongestPause = 32;
 
 }  // namespace
 
-std::span<const int32_t> lookup_draft(std::span<const int32_t> tokens, size_t n) {
+std::vector<int32_t> lookup_draft(std::span<const int32_t> tokens, size_t n) {
   // The end of the longest ending that occurred before, the latest of them.
   size_t best = 0, where = 0;
   for (size_t end = tokens.size() - 1; end >= kShortestEnding && best < kLongestEnding; --end) {
@@ -24,7 +24,11 @@ std::span<const int32_t> lookup_draft(std::span<const int32_t> tokens, size_t n)
     }
   }
   if (best == 0) return {};
-  return tokens.subspan(where, std::min(n, tokens.size() - where));
+  std::vector<int32_t> draft;
+  for (size_t i = where; draft.size() < n; ++i) {
+    draft.push_back(i < tokens.size() ? tokens[i] : draft[i - tokens.size()]);
+  }
+  return draft;
 }
 
 size_t Drafts::length(size_t longest) const { return pause_ > 0 ? 0 : std::min(length_, longest); }

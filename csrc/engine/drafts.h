@@ -13,9 +13,9 @@ namespace gptx {
 // The most tokens of one draft.
 inline constexpr size_t kMaxDraft = 16;
 
-// Prompt lookup: what followed the last time that the text ended as it does now; at most n tokens. The longest
-// ending that occurred before counts, of 4 down to 2 tokens.
-std::span<const int32_t> lookup_draft(std::span<const int32_t> tokens, size_t n);
+// Prompt lookup: the n tokens that followed the last time that the text ended as it does now, or none. The longest
+// ending that occurred before counts, of 4 down to 2 tokens. What reaches the end of the text goes on with itself.
+std::vector<int32_t> lookup_draft(std::span<const int32_t> tokens, size_t n);
 
 // How long the next draft should be: drafts that come true grow, those that fail shrink and then pause.
 class Drafts {

@@ -186,6 +186,7 @@ void Engine::truncate(int64_t id, size_t tokens) {
   const auto lock = lock_resting(id);
   Request& request = existing(id);
   request.sequence.tokens.resize(tokens);
+  request.prompt = std::min(request.prompt, tokens);
   kv_.truncate(request.sequence, tokens - request.sequence.begin);
   request.ready = true;
 }

@@ -93,13 +93,12 @@ void Engine::draft(Request& request, size_t rows) const {
   Sequence& s = request.sequence;
   if (request.task != Task::kGenerate || request.pending() != 1 || rows < 2) return;
   const size_t most = std::min({rows - 1, kMaxDraft, request.limit - s.tokens.size() - 1, config_.block_size - s.window()});
-  std::span<const int32_t> tokens = request.drafts.proposed;
+  std::vector<int32_t> tokens = request.drafts.proposed;
   if (tokens.empty() && request.params.lookup > 0) {
     tokens = lookup_draft(s.tokens, std::min(most, request.drafts.length(request.params.lookup)));
   }
-  tokens = tokens.first(std::min(most, tokens.size()));
-  const std::vector<int32_t> copy(tokens.begin(), tokens.end());  // a lookup points into the text itself
-  s.tokens.insert(s.tokens.end(), copy.begin(), copy.end());
+  tokens.resize(std::min(most, tokens.size()));
+  s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
 }
 
 // Blocks for the positions of the window up to `end`, taken from younger requests if need be. Returns how far they go.

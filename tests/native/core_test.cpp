@@ -184,6 +184,17 @@ void interrupted_steps_leave_the_engine_usable() {
   require(free_blocks(engine) == 9, "every block returns after interruptions");
 }
 
+void lookups_propose_what_followed_before() {
+  using Tokens = std::vector<int32_t>;
+  require(lookup_draft(Tokens{1, 2, 3, 4, 9, 1, 2}, 3) == Tokens({3, 4, 9}), "what followed");
+  require(lookup_draft(Tokens{1, 2, 5, 1, 2, 6, 1, 2}, 2) == Tokens({6, 1}), "the last time");
+  require(lookup_draft(Tokens{7, 1, 2, 5, 1, 2, 6, 7, 1, 2}, 1) == Tokens({5}), "the longest ending");
+  require(lookup_draft(Tokens{3, 8, 8, 8}, 4) == Tokens({8, 8, 8, 8}), "a loop goes on");
+  require(lookup_draft(Tokens{1, 2, 1, 2, 1, 2}, 5) == Tokens({1, 2, 1, 2, 1}), "so does a longer one");
+  require(lookup_draft(Tokens{1, 2, 3}, 4).empty() && lookup_draft(Tokens{1}, 4).empty(), "nothing came before");
+  require(lookup_draft(Tokens{1, 2, 1, 2}, 0).empty(), "nothing is asked");
+}
+
 void checksums_do_not_depend_on_the_number_of_threads() {
   std::vector<std::byte> data(5 * kChecksumChunk + 77, std::byte{3});
   const Bytes buffers[] = {Bytes(data), Bytes(data).first(100), Bytes()};
@@ -211,6 +222,7 @@ int main(int count, char** names) {
     }
   }
   interrupted_steps_leave_the_engine_usable();
+  lookups_propose_what_followed_before();
   checksums_do_not_depend_on_the_number_of_threads();
   std::puts("ok");
 }
