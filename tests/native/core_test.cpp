@@ -1,10 +1,12 @@
 // The core without Python, for the sanitizers: a tiny random model driven by several threads at
 // once, whose results must be those of one thread alone. Arguments are the ISAs to run; without
 // any, all usable ones.
+#include <array>
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -195,6 +197,106 @@ void lookups_propose_what_followed_before() {
   require(lookup_draft(Tokens{1, 2, 1, 2}, 0).empty(), "nothing is asked");
 }
 
+// A runner whose blocks hold, for each position, a number made of all tokens up to it.
+class CountingRunner final : public Runner {
+ public:
+  explicit CountingRunner(size_t blocks) : content(blocks) {}
+  void copy_block(int32_t from, int32_t to) override { at(to) = at(from); }
+  void poison_block(int32_t block) override { at(block).fill(kPoison); }
+  bool run(const Step&, StepResult&, const std::function<bool()>&) override { return true; }
+  std::span<const float> logits(size_t) override { return {}; }
+  void hidden(size_t, std::span<float>) override {}
+  void choose(std::span<float>, const SampleTask&, Choice&) override {}
+  void read_block(int32_t, std::span<std::byte>) override {}
+  void write_block(int32_t, std::span<const std::byte>) override {}
+  size_t kv_block_bytes() const override { return 1; }
+  size_t workspace_bytes() const override { return 0; }
+  int threads() const override { return 1; }
+  std::string isa() const override { return ""; }
+
+  static constexpr uint64_t kPoison = ~uint64_t{0};
+  std::array<uint64_t, kBlockTokens>& at(int32_t block) { return content[static_cast<size_t>(block)]; }
+  std::vector<std::array<uint64_t, kBlockTokens>> content;
+};
+
+// Random sequences grow, fork, go back, end and come again, in a pool that is too small for them.
+void kv_blocks_hold_what_was_computed(uint32_t seed) {
+  constexpr size_t kBlocks = 24, kOperations = 10000, kLongest = 400;
+  CountingRunner runner(kBlocks);
+  KvCache kv(runner, kBlocks, /*max_cached=*/10, /*poison=*/true);
+  std::vector<Sequence> living;
+  std::mt19937 random(seed);
+  const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
+  const auto expected = [](const Sequence& s) {
+    std::vector<uint64_t> hashes;
+    uint64_t hash = 1;
+    for (const int32_t token : s.windowed()) hashes.push_back(hash = (hash ^ static_cast<uint64_t>(token)) * 1099511628211u);
+    return hashes;
+  };
+  const auto grow = [&](Sequence& s, size_t n) {
+    // Few different tokens, so that prefixes come again.
+    for (size_t i = 0; i < n && s.window() < kLongest; ++i) s.tokens.push_back(static_cast<int32_t>(below(40) == 0));
+    const size_t end = kv.reserve(s, s.window());
+    const std::vector<uint64_t> hashes = expected(s);
+    for (size_t p = s.computed; p < end; ++p) {
+      const int32_t block = s.blocks[p / kBlockTokens];
+      require(kv.pool().is_exclusive(block), "only blocks of its own are written to");
+      runner.at(block)[p % kBlockTokens] = hashes[p];
+    }
+    s.computed = end;
+    kv.remember(s);
+  };
+  for (size_t operation = 0; operation < kOperations; ++operation) {
+    const size_t kind = living.empty() ? 0 : below(8);
+    if (kind == 0 && living.size() < 12) {
+      Sequence& s = living.emplace_back();
+      s.tokens.assign(1 + below(200), 0);
+      kv.match(s, s.window() - 1);
+      require(s.computed < s.window(), "one token at least is left to compute");
+    } else if (kind == 1 && living.size() < 12) {
+      const Sequence from = living[below(living.size())];
+      Sequence& s = living.emplace_back();
+      s.tokens = from.tokens;
+      s.begin = from.begin;
+      kv.share(s, from, from.computed > 0 ? below(from.computed + 1) : 0);
+    } else if (kind == 2) {
+      Sequence& s = living[below(living.size())];
+      const size_t n = 1 + below(s.window());
+      s.tokens.resize(s.begin + n);
+      kv.truncate(s, n);
+    } else if (kind == 3) {
+      const size_t i = below(living.size());
+      kv.truncate(living[i], 0);
+      living.erase(living.begin() + static_cast<ptrdiff_t>(i));
+    } else if (kind == 4) {
+      Sequence& s = living[below(living.size())];
+      kv.truncate(s, 0);  // preempted, or the context slides
+      if (below(2) == 0) s.begin += below(s.window());
+      if (s.window() > 1) kv.match(s, s.window() - 1);
+    } else if (!living.empty()) {
+      grow(living[below(living.size())], below(90));
+    }
+
+    std::map<int32_t, uint32_t> users;
+    for (const Sequence& s : living) {
+      require(s.computed <= s.window() && s.computed <= s.blocks.size() * kBlockTokens, "positions lie in blocks");
+      for (const int32_t block : s.blocks) ++users[block];
+      const std::vector<uint64_t> hashes = expected(s);
+      for (size_t p = 0; p < s.computed; ++p) {
+        require(runner.at(s.blocks[p / kBlockTokens])[p % kBlockTokens] == hashes[p], "a block holds its prefix");
+      }
+    }
+    for (int32_t block = 0; block < static_cast<int32_t>(kBlocks); ++block) {
+      const auto found = users.find(block);
+      require(kv.pool().users(block) == (found == users.end() ? 0 : found->second), "users are counted");
+    }
+    require(kv.pool().available() + users.size() == kBlocks, "no block is lost");
+    require(kv.pool().cached() <= 10, "the prefix cache is bounded");
+  }
+  for (Sequence& s : living) kv.truncate(s, 0);
+  require(kv.pool().available() == kBlocks, "every block returns");
+}
+
 void checksums_do_not_depend_on_the_number_of_threads() {
   std::vector<std::byte> data(5 * kChecksumChunk + 77, std::byte{3});
   const Bytes buffers[] = {Bytes(data), Bytes(data).first(100), Bytes()};
@@ -223,6 +325,7 @@ int main(int count, char** names) {
   }
   interrupted_steps_leave_the_engine_usable();
   lookups_propose_what_followed_before();
+  for (uint32_t seed = 0; seed < 3; ++seed) kv_blocks_hold_what_was_computed(seed);
   checksums_do_not_depend_on_the_number_of_threads();
   std::puts("ok");
 }
