@@ -24,6 +24,7 @@ namespace {
 constexpr size_t kLogitRows = StepLimits().logit_rows;
 
 using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
 
 // True once a signal handler has raised; the exception is then pending. Called without the GIL.
 bool signal_raised() {
@@ -193,20 +194,21 @@ class PyEngine {
 
   // As an event of `advance`. `logits` [V] are copied; `allowed` is a bit mask of the vocabulary or empty.
   py::tuple choose(int64_t request, const py::array_t<float, py::array::c_style | py::array::forcecast>& logits,
-                   const std::vector<uint32_t>& allowed) {
+                   const Words& allowed) {
     const size_t words = (config_.vocab_size + 31) / 32;
     if (logits.ndim() != 1 || static_cast<size_t>(logits.size()) != config_.vocab_size) {
       throw ParameterError("logits", std::to_string(logits.size()) + " numbers",
                            std::to_string(config_.vocab_size) + " in one dimension");
     }
-    if (!allowed.empty() && allowed.size() < words) {
-      throw ParameterError("allowed", std::to_string(allowed.size()) + " words", std::to_string(words));
+    const std::span<const uint32_t> mask(allowed.data(), static_cast<size_t>(allowed.size()));
+    if (!mask.empty() && mask.size() < words) {
+      throw ParameterError("allowed", std::to_string(mask.size()) + " words", std::to_string(words));
     }
     std::vector<float> copy(logits.data(), logits.data() + logits.size());
     Event event;
     {
       const py::gil_scoped_release released;
-      event = engine_->choose(request, copy, allowed);
+      event = engine_->choose(request, copy, mask);
     }
     return event_tuple(event);
   }
@@ -365,7 +367,7 @@ void init_engine(py::module_& m) {
       .def("truncate", &PyEngine::truncate, py::arg("request"), py::arg("n"))
       .def("fork", &PyEngine::fork, py::arg("request"))
       .def("choose", &PyEngine::choose, py::arg("request"), py::arg("logits"),
-           py::arg("allowed") = std::vector<uint32_t>())
+           py::arg("allowed") = Words())
       .def("held_logits", &PyEngine::held_logits, py::arg("request"))
       .def("held_hidden", &PyEngine::held_hidden, py::arg("request"))
       .def("save", &PyEngine::save, py::arg("request"))
