@@ -1,5 +1,6 @@
 """gptx runs a GPT inside a Python program: exact, fast, and without torch or a network."""
 
+from gptx import guided
 from gptx.branch import Branch
 from gptx.config import GPTConfig
 from gptx.errors import (
@@ -50,5 +51,6 @@ __all__ = [
     "UnsafeCheckpointError",
     "UnsupportedError",
     "generate",
+    "guided",
     "load",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gptx.errors import GptxError
 from gptx.tokenizer import StopMatcher, Tokenizer
 
 
@@ -35,7 +34,8 @@ class Generation:
             "unfinished".
         prompt_tokens, completion_tokens: how many ids the prompt and the continuation have.
         seed: the seed that gives this text again.
-        error: why the request failed, where ``finish_reason`` is "error".
+        error: why the request failed, where ``finish_reason`` is "error": a `GptxError`, or what a
+            logits processor raised.
         logprobs: one for each of ``token_ids``, where ``logprobs`` was asked for.
         score: of a beam its score, of the best of several its mean log-probability.
         others: the further texts of ``n``, best first where they are ranked.
@@ -50,7 +50,7 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     seed: int
-    error: GptxError | None = None
+    error: Exception | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     score: float | None = None
     others: tuple[Generation, ...] = ()

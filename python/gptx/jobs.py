@@ -10,13 +10,13 @@ import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx.errors import GptxError, NonFiniteLogitsError
+from gptx.errors import NonFiniteLogitsError
 from gptx.generation import Continuation, Generation, TokenLogprob
 from gptx.sampling import MAX_SEED, SamplingParams
 
@@ -90,7 +90,7 @@ class Job(ABC):
     def __init__(self, task: Task) -> None:
         self.task = task
         self.waiting: set[int] = set()
-        self.error: GptxError | None = None
+        self.error: Exception | None = None
         self._requests: set[int] = set()
         self._pieces: deque[str] = deque()
 
@@ -157,12 +157,16 @@ class SampleJob(Job):
         if event.token >= 0:
             self._pieces.append(self.text.push(event.token, _logprob(event)))
         if event.finish == "non_finite":
-            self.error = self.task.non_finite(len(self.text.token_ids))
-            self.text.finish = "error"
+            self._fail(self.task.non_finite(len(self.text.token_ids)))
         elif event.finish and not self.finished:
             self._pieces.append(self.text.end(event.finish))
         if self.finished:
             self.close()
+
+    def _fail(self, error: Exception) -> None:
+        self.error = error
+        self.text.finish = "error"
+        self.close()
 
     def cancel(self) -> None:
         self.text.finish = self.text.finish or "cancelled"
@@ -179,11 +183,16 @@ class SampleJob(Job):
 
 
 class GroupJob(Job):
-    """Several samples of one prompt, which is computed once."""
+    """Several samples of one prompt, which is computed once.
 
-    def __init__(self, task: Task, count: int) -> None:
+    Args:
+        make: makes the job of a sample from its task and the changes to its request.
+    """
+
+    def __init__(self, task: Task, count: int, make: Callable[..., SampleJob]) -> None:
         super().__init__(task)
         self._count = count
+        self._make = make
         self._samples: list[SampleJob] = []
         self._by_request: dict[int, SampleJob] = {}
         self._prompt = self._own(task.submit(held=True, max_new_tokens=1))
@@ -197,11 +206,16 @@ class GroupJob(Job):
             self._begin()
         else:
             self._by_request[event.request].take(event)
-        self.waiting = {r for job in self._samples for r in job.waiting}
+        self._wait()
 
     def prepare(self) -> None:
         for job in self._samples:
             job.prepare()
+        if self._samples:
+            self._wait()
+
+    def _wait(self) -> None:
+        self.waiting = {r for job in self._samples for r in job.waiting}
 
     def _begin(self) -> None:
         params = self.task.params
@@ -211,7 +225,7 @@ class GroupJob(Job):
             if params.best_of:  # ranked by their log-probabilities, asked for or not
                 fields = self.task.model._request_fields(params, seed)["sampling"]
                 changes["sampling"] = fields | {"logprobs": params.logprobs or 0}
-            job = sample(self.task._replace(seed=seed), **changes)
+            job = self._make(self.task._replace(seed=seed), **changes)
             self._samples.append(job)
             self._by_request[job.request] = job
         self._release(self._prompt)
@@ -244,18 +258,21 @@ def start(task: Task) -> Job:
     """The job for what the parameters ask."""
     params = task.params
     count = params.best_of or params.n
-    if count > 1:
-        return GroupJob(task, count)
-    return sample(task)
+    make = _maker(task)
+    return GroupJob(task, count, make) if count > 1 else make(task)
 
 
-def sample(task: Task, **changes: Any) -> SampleJob:
-    """The job for one continuation."""
+def _maker(task: Task) -> Callable[..., SampleJob]:
+    """What makes the job of one continuation, from its task and the changes to its request."""
+    if task.params.guide is not None or task.params.logits_processors:
+        from gptx import steered
+
+        return steered.maker(task)
     if task.params.draft is not None:
         from gptx.drafting import DraftedJob
 
-        return DraftedJob(task, **changes)
-    return SampleJob(task, **changes)
+        return DraftedJob
+    return SampleJob
 
 
 def step(engine: _core.Engine, jobs: Sequence[Job]) -> None:

@@ -105,7 +105,8 @@ class SamplingParams:
         draft: a smaller model with the same tokenizer that drafts.
 
     The slow path, in Python for each token:
-        logits_processors: functions ``f(ids [T], logits [V]) -> logits [V]`` that act first of all.
+        logits_processors: functions ``f(ids [T], logits [V]) -> logits [V]`` that act first of all,
+            in this order; -inf bans a token.
         guide: what the text must match: see `gptx.guided`.
 
     Raises:
@@ -183,10 +184,7 @@ class SamplingParams:
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _integer("prompt_lookup", self.prompt_lookup, 0, MAX_DRAFT)
-        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
-        for processor in self.logits_processors:
-            if not callable(processor):
-                raise ParameterError("logits_processors", processor, "functions f(ids, logits)")
+        self._check_slow_path()
 
     def _check_what_changes_logits(self) -> None:
         if not isinstance(self.logit_bias, Mapping):
@@ -244,6 +242,17 @@ class SamplingParams:
         if self.penalty_alpha > 0 and (self.top_k < 2 or self.n > 1):
             name, allowed = ("top_k", "at least 2") if self.top_k < 2 else ("n", "1")
             raise ParameterError(name, getattr(self, name), f"{allowed} with penalty_alpha above 0")
+
+    def _check_slow_path(self) -> None:
+        from gptx.guided import Guide
+
+        processors = self.logits_processors
+        if not isinstance(processors, Sequence) or not all(map(callable, processors)):
+            allowed = "a sequence of functions f(ids, logits)"
+            raise ParameterError("logits_processors", processors, allowed)
+        object.__setattr__(self, "logits_processors", tuple(processors))
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise ParameterError("guide", self.guide, "a guide that gptx.guided makes, or None")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
