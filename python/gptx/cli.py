@@ -14,9 +14,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gptx.guided import Guide
     from gptx.model import Stream
 
 COMMANDS = ("generate", "convert", "info", "verify", "train")
@@ -126,6 +128,15 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--stop", action="append", default=[], help="end before this text; repeatable"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end token")
+    guides = parser.add_mutually_exclusive_group()
+    guides.add_argument(
+        "--json-schema", metavar="FILE|JSON", help="write JSON of this schema; true is any JSON"
+    )
+    guides.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
+    guides.add_argument("--grammar", metavar="FILE", help="write what this Lark grammar allows")
+    guides.add_argument(
+        "--choice", action="append", metavar="TEXT", help="write one of these texts; repeatable"
+    )
     parser.add_argument("--threads", type=int, help="default: as many as the machine has cores")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, or auto")
     parser.add_argument(
@@ -144,7 +155,7 @@ def _generate(options: argparse.Namespace) -> int:
         prompt = sys.stdin.read()
     names = [field.name for field in dataclasses.fields(gptx.SamplingParams)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
-    params = gptx.SamplingParams(**chosen)
+    params = gptx.SamplingParams(guide=_guide(options), **chosen)
     model = gptx.load(
         options.model or os.environ.get("GPTX_MODEL"),
         device=options.device,
@@ -158,6 +169,29 @@ def _generate(options: argparse.Namespace) -> int:
         print(json.dumps(fields, ensure_ascii=False))
         return 0
     return _stream(model.stream(prompt, params), prompt)
+
+
+def _guide(options: argparse.Namespace) -> Guide | None:
+    from gptx import guided
+
+    if options.json_schema is not None:
+        text = options.json_schema
+        inline = text.lstrip().startswith("{") or text.strip() == "true"
+        return guided.json_schema(text if inline else _text_of(text))
+    if options.regex is not None:
+        return guided.regex(options.regex)
+    if options.grammar is not None:
+        return guided.grammar(_text_of(options.grammar))
+    return None if options.choice is None else guided.choices(options.choice)
+
+
+def _text_of(path: str) -> str:
+    from gptx.errors import ParameterError
+
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ParameterError("FILE", path, "a text in UTF-8") from None
 
 
 def _stream(stream: Stream, prompt: str) -> int:
@@ -211,7 +245,11 @@ def _about() -> list[tuple[str, str]]:
 
     from gptx import _core
 
-    extras = {"train": ("torch", "tokenizers"), "bench": ("torch", "transformers")}
+    extras = {
+        "guided": ("llguidance",),
+        "train": ("torch", "tokenizers"),
+        "bench": ("torch", "transformers"),
+    }
     missing = [name for name, needs in extras.items() if not all(map(find_spec, needs))]
     return [
         ("gptx", _version()),
