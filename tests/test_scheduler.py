@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -464,38 +465,44 @@ def test_the_core_refuses_foreign_ids_in_every_field(config, tensors, field):
 
 # All of it together
 
+KINDS = [
+    {},
+    SAMPLED,
+    SAMPLED | dict(seed=9, repetition_penalty=1.2, presence_penalty=0.3),
+    dict(lookup=6),
+    SAMPLED | dict(lookup=4, no_repeat_ngram_size=3),
+    dict(slide=40),
+    SAMPLED | dict(forced_tokens=[1, 2], min_new_tokens=4, end_tokens=[5, 6]),
+    dict(logprobs=2, logit_bias=[(3, 1.0)]),
+]
 
-def test_a_soak_of_mixed_requests_with_cancellation_changes_nothing(config, tensors):
+
+def test_a_soak_of_20000_mixed_requests_changes_nothing_and_leaks_nothing():
     """A small pool, poisoned, with prefixes, drafts, slides and cancellation at random."""
-    soak(config, tensors, requests=400, seed=0)
-
-
-def soak(config, tensors, *, requests, seed):
-    rng = np.random.default_rng(seed)
-    engine = make_engine(config, tensors, kv_cache_bytes=0, prefix_cache_bytes=1 << 30, poison=True)
-    alone = make_engine(config, tensors)
-    prefixes = [random_ids(config, int(n), seed=int(n)) for n in (5, 64, 100, 130, 200)]
-    kinds = [
-        {},
-        SAMPLED,
-        SAMPLED | dict(seed=9, repetition_penalty=1.2),
-        dict(lookup=6),
-        SAMPLED | dict(lookup=4),
-        dict(slide=100),
-        dict(forced_tokens=[1, 2]),
-    ]
-    expected, living, tokens, survivors = {}, {}, {}, 0
-    submitted = 0
-    while submitted < requests or living:
-        while len(living) < 16 and submitted < requests:
+    config = make_config(block_size=128, n_layer=1, n_embd=32, vocab_size=101)
+    tensors = random_tensors(config)
+    options = dict(kv_cache_bytes=0, prefix_cache_bytes=1 << 30, poison=True, threads=1)
+    blocks = make_engine(config, tensors, **options).kv_block_bytes * 6
+    engine = make_engine(config, tensors, **(options | dict(kv_cache_bytes=blocks)))
+    alone = make_engine(config, tensors, threads=1)
+    rng = np.random.default_rng(0)
+    prefixes = [random_ids(config, n, seed=n) for n in (3, 40, 55, 64, 90)]
+    expected, living, tokens = {}, {}, {}
+    submitted = survivors = cancelled = 0
+    resident, files, threads = 0, 0, 0
+    while submitted < 20_000 or living:
+        if submitted >= 5_000 and not resident:
+            resident, files, threads = resident_bytes(), open_files(), living_threads()
+        while len(living) < 24 and submitted < 20_000:
             prefix = prefixes[rng.integers(len(prefixes))]
-            tail = int(rng.integers(1, 40))
-            kind = int(rng.integers(len(kinds)))
-            ids = np.concatenate([prefix, random_ids(config, tail, seed=int(rng.integers(4)))])
-            n = int(rng.integers(1, 60))
-            request = submit(engine, ids, n, **kinds[kind])
-            living[request] = (tuple(ids), n, kind)
-            tokens[request] = []
+            tail = random_ids(config, int(rng.integers(1, 4)), seed=int(rng.integers(3)))
+            key = (
+                (*prefix, *tail),
+                int(rng.choice([1, 7, 20, 33, 49])),
+                int(rng.integers(len(KINDS))),
+            )
+            request = submit(engine, np.array(key[0]), key[1], **KINDS[key[2]])
+            living[request], tokens[request] = key, []
             submitted += 1
         asked = [r for r in living if rng.random() < 0.9] or list(living)
         for request, token, finish, *_ in engine.advance(asked):
@@ -504,16 +511,30 @@ def soak(config, tensors, *, requests, seed):
             if finish:
                 key = living.pop(request)
                 if key not in expected:
-                    expected[key] = generate(alone, np.array(key[0]), key[1], **kinds[key[2]])
-                assert tokens[request] == expected[key]
+                    expected[key] = generate(alone, np.array(key[0]), key[1], **KINDS[key[2]])
+                assert tokens.pop(request) == expected[key], KINDS[key[2]]
                 engine.release(request)
                 survivors += 1
-        if living and rng.random() < 0.03:
+        if living and rng.random() < 0.05:
             victim = list(living)[rng.integers(len(living))]
-            del living[victim]
+            del living[victim], tokens[victim]
             engine.release(victim)
-    assert survivors > requests // 2
+            cancelled += 1
     stats = engine.stats()
-    assert stats["requests"] == 0
-    assert engine.free_blocks == stats["blocks"] == 5
-    return stats
+    assert survivors + cancelled == 20_000
+    assert min(cancelled, stats["preemptions"]) > 500
+    assert (stats["requests"], engine.free_blocks) == (0, stats["blocks"])
+    assert resident_bytes() - resident < 16 << 20
+    assert (open_files(), living_threads()) == (files, threads)
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def living_threads():
+    return len(list(Path("/proc/self/task").iterdir()))
