@@ -162,6 +162,31 @@ def test_embeddings_are_the_states_after_the_final_norm(model, path):
     assert np.allclose(np.linalg.norm(model.embed(TEXTS, normalize=True), axis=1), 1, atol=1e-6)
 
 
+def test_hidden_states_equal_transformers(model, path):
+    torch = pytest.importorskip("torch")
+    source = modelfile.read(path)
+    twin = as_transformers(source.config, canonical_of(source))
+    for text in TEXTS:
+        found = model.hidden_states(text)
+        with torch.no_grad():
+            ids = torch.tensor([model.tokenizer.encode(text)])
+            expected = twin(ids, output_hidden_states=True).hidden_states
+        expected = np.stack([states[0].numpy() for states in expected])
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() < 1e-4
+
+
+def test_hidden_states_are_the_same_while_others_generate(model):
+    alone = model.hidden_states(TEXTS[0])
+    stream = model.stream("abc", max_new_tokens=90, temperature=0, ignore_eos=True)
+    pieces = [next(stream)]
+    for _ in range(20):
+        assert np.array_equal(model.hidden_states(TEXTS[0]), alone)
+        pieces.append(next(stream))
+    text = "".join([*pieces, *stream])
+    assert text == model.generate("abc", max_new_tokens=90, temperature=0, ignore_eos=True).text
+
+
 def test_refusals_name_the_parameter(model):
     for call, param in [
         (lambda: model.logprobs("ab", top=101), "top"),

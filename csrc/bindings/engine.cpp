@@ -285,6 +285,19 @@ class PyEngine {
     return out;
   }
 
+  // [L + 1, T, C]
+  py::array_t<float> states(const Ids& ids) {
+    const std::span<const int32_t> tokens = checked(ids, config_.block_size);
+    py::array_t<float> out({config_.n_layer + 1, tokens.size(), config_.n_embd});
+    bool finished = false;
+    {
+      const py::gil_scoped_release released;
+      finished = engine_->states(tokens, out.mutable_data(), signal_raised);
+    }
+    if (!finished) throw py::error_already_set();
+    return out;
+  }
+
   void release(int64_t request) {
     const py::gil_scoped_release released;
     engine_->release(request);
@@ -379,6 +392,7 @@ void init_engine(py::module_& m) {
       .def("stats", &PyEngine::stats)
       .def("release", &PyEngine::release, py::arg("request"))
       .def("logits", &PyEngine::logits, py::arg("ids"))
+      .def("states", &PyEngine::states, py::arg("ids"))
       .def("reset_after_fork", [](PyEngine& e) { e.engine().reset_after_fork(); })
       .def_property_readonly("free_blocks",
                              [](PyEngine& e) {

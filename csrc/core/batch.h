@@ -29,6 +29,7 @@ struct Batch {
   std::vector<size_t> logit_rows;                 // rows that want logits, ascending
   std::vector<Query> queries;                     // cover all rows
   std::vector<Query> logit_queries;               // cover logit_rows, out_row counts them
+  bool keeps_states = false;                      // whether somebody reads the states between the layers
 
   size_t size() const { return tokens.size(); }
 

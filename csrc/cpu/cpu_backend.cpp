@@ -20,6 +20,7 @@ CpuDevice::CpuDevice(const GptConfig& config, KvType kv_type, size_t kv_blocks, 
                      int threads, std::string_view isa)
     : team(threads),
       kernels(kernels_named(isa)),
+      n_layer_(config.n_layer),
       n_embd_(config.n_embd),
       n_head_(config.n_head),
       head_size_(config.head_size()),
@@ -44,11 +45,17 @@ size_t CpuDevice::kv_block_bytes(const GptConfig& config, KvType kv_type) {
 }
 
 void CpuDevice::begin_step(const Batch& batch) {
+  state_rows_ = batch.keeps_states ? batch.size() : 0;
+  states_.resize((n_layer_ + 1) * state_rows_ * n_embd_);
   addresses_.resize(batch.blocks.size());
   for (size_t s = 0; s < batch.blocks.size(); ++s) {
     addresses_[s].clear();
     for (const int32_t id : batch.blocks[s]) addresses_[s].push_back(kv_block(id).data());
   }
+}
+
+std::span<const float> CpuDevice::state(size_t layer, size_t row) const {
+  return std::span(states_).subspan((layer * state_rows_ + row) * n_embd_, n_embd_);
 }
 
 size_t CpuDevice::workspace_bytes() const {
@@ -216,6 +223,14 @@ void CpuBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& n
   device_.team.for_each(rank_, queries.size() * heads, [&](size_t item) {
     // Late positions see the most: they go first, so that no long piece is left for the end.
     attend(y, qkv, layer, scale, queries[queries.size() - 1 - item / heads], item % heads);
+  });
+}
+
+void CpuBackend::keep_states(const Rows& x, size_t layer, const Batch& batch) {
+  if (!batch.keeps_states) return;
+  for_each_row(batch.size(), [&](size_t row) {
+    float* const out = device_.states_.data() + (layer * batch.size() + row) * device_.n_embd_;
+    std::memcpy(out, x.row(row), device_.n_embd_ * sizeof(float));
   });
 }
 

@@ -79,6 +79,9 @@ class CpuDevice {
   // Bytes that a step works in, KV blocks and activations not counted.
   size_t workspace_bytes() const;
 
+  // The state of a row before a layer, or behind the last one, of the last step whose batch kept them [C].
+  std::span<const float> state(size_t layer, size_t row) const;
+
   // The memory of a KV block, which gets it with its first use.
   std::span<std::byte> kv_block(int32_t id);
 
@@ -98,10 +101,12 @@ class CpuDevice {
     OperandBuffer operands;                // of few rows
   };
 
-  size_t n_embd_, n_head_, head_size_, head_width_;  // head_width is head_size padded to 16
+  size_t n_layer_, n_embd_, n_head_, head_size_, head_width_;  // head_width is head_size padded to 16
   KvType kv_type_;
   size_t kv_head_bytes_, kv_block_bytes_;
   std::vector<AlignedBuffer<std::byte>> kv_blocks_;
+  std::vector<float> states_;                       // [L + 1, T, C], where the batch keeps them
+  size_t state_rows_ = 0;                           // T
   std::vector<std::vector<std::byte*>> addresses_;  // [sequence][block], of this step
   OperandBuffer operands_;                          // of many rows
   std::vector<Worker> workers_;
@@ -125,6 +130,7 @@ class CpuBackend {
                       std::span<const Query> queries);
   void norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows);
   void add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows);
+  void keep_states(const Rows& x, size_t layer, const Batch& batch);
   void keep_logit_rows(Rows& x, const Batch& batch);
 
  private:

@@ -60,7 +60,7 @@ int64_t Engine::enqueue(std::unique_ptr<Request> request, int64_t parent) {
   const std::lock_guard lock(locks_->state);
   if (const Request* const from = find(parent); from != nullptr && request->sequence.begin == from->sequence.begin) {
     const std::span<const int32_t> ours = request->sequence.windowed(), theirs = from->sequence.windowed();
-    const size_t most = std::min({from->sequence.computed, ours.size(), request->logits_begin()});
+    const size_t most = std::min({from->sequence.computed, ours.size(), request->first_asked()});
     const auto [mine, other] = std::mismatch(ours.begin(), ours.begin() + static_cast<ptrdiff_t>(most), theirs.begin());
     kv_.share(request->sequence, from->sequence, static_cast<size_t>(mine - ours.begin()));
     request->usage.cached = request->sequence.computed;
@@ -291,11 +291,20 @@ Usage Engine::usage(int64_t id) const {
 }
 
 bool Engine::logits(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted) {
+  return fill(Task::kLogits, tokens, out, interrupted);
+}
+
+bool Engine::states(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted) {
+  if (!runner_->keeps_states()) throw UnsupportedError("hidden states: expected the device cpu, got " + runner_->isa());
+  return fill(Task::kStates, tokens, out, interrupted);
+}
+
+bool Engine::fill(Task task, std::span<const int32_t> tokens, float* out, const Interrupted& interrupted) {
   auto request = std::make_unique<Request>();
-  request->task = Task::kLogits;
+  request->task = task;
   request->sequence.tokens.assign(tokens.begin(), tokens.end());
   request->prompt = tokens.size();
-  request->logits_out = out;
+  request->rows_out = out;
   check_fits(tokens.size());
   const Request* const watched = request.get();
   const int64_t id = enqueue(std::move(request), 0);

@@ -74,6 +74,9 @@ class Engine {
   // The logits of all positions, out [T, V]. False if interrupted.
   // Requires: 1 <= tokens.size() <= block_size, ids inside the vocabulary.
   bool logits(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted);
+  // The states before each layer and behind the final norm, out [L + 1, T, C]. Otherwise as logits.
+  // Throws UnsupportedError where the device does not keep them.
+  bool states(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted);
 
   // In the child of a fork, where another thread of the parent may have held the locks.
   void reset_after_fork();
@@ -95,6 +98,7 @@ class Engine {
   // engine.cpp: requests, and whose turn it is
   int64_t enqueue(std::unique_ptr<Request> request, int64_t parent);
   void check_fits(size_t tokens) const;
+  bool fill(Task task, std::span<const int32_t> tokens, float* out, const Interrupted& interrupted);
   bool take_events(std::span<const int64_t> requests, std::vector<Event>& out);
   Outcome step(const Interrupted& interrupted);
   void drop_released();
@@ -117,6 +121,7 @@ class Engine {
   void commit(const std::vector<Part>& parts, const Step& step, StepResult& result);
   void commit_generated(const Part& part, const Step& step, StepResult& result, size_t sample);
   void keep_rows(const Part& part, size_t logit_row);
+  void keep_states(const Part& part, size_t first_row);
   void undo_drafts(const std::vector<Part>& parts);
   void take_token(Request& request, Choice choice);
   void finish(Request& request);

@@ -1,6 +1,7 @@
 // What is asked of the engine, and where it stands.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -44,7 +45,7 @@ struct Usage {
   size_t accepted = 0;  // and turned out to be the next ones
 };
 
-enum class Task : uint8_t { kGenerate, kHold, kScore, kLogits };
+enum class Task : uint8_t { kGenerate, kHold, kScore, kLogits, kStates };
 
 struct Request {
   int64_t id = 0;
@@ -61,7 +62,7 @@ struct Request {
   bool ready = false;          // kHold: nothing to do before the caller says more
   std::vector<float> logits;   // kHold: theirs [wanted, V]
   std::vector<float> hidden;   // kHold: their hidden states [wanted, C]
-  float* logits_out = nullptr; // kLogits: [T, V]
+  float* rows_out = nullptr;   // kLogits: [T, V]; kStates: [L + 1, T, C]
   size_t first_scored = 1;     // kScore: the first token whose probability is wanted
   size_t top = 0;              // kScore: most likely tokens to report
   std::vector<Score> scores;   // kScore: [T - first_scored]
@@ -78,10 +79,13 @@ struct Request {
       case Task::kGenerate: return sequence.window() - 1;
       case Task::kHold: return sequence.window() - wanted;
       case Task::kScore: return first_scored - 1;
+      case Task::kStates: return rows_end();
       case Task::kLogits: break;
     }
     return 0;
   }
+  // Rows before this one say nothing that is asked: they may come from the cache.
+  size_t first_asked() const { return task == Task::kStates ? 0 : std::min(logits_begin(), rows_end() - 1); }
   size_t pending() const { return rows_end() - sequence.computed; }
   // Whether a step can do something for it; one whose events wait for their reader is not stepped further.
   bool is_runnable() const { return !finished && !ready && events.empty() && pending() > 0; }

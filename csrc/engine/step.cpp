@@ -42,7 +42,7 @@ std::vector<Engine::Part> Engine::plan(Step& step) {
 // Takes what the cache has of a request. It is not begun where another one is about to compute the next block of
 // the same prefix, nor, for the first time, where the blocks do not suffice for its prompt.
 Engine::Start Engine::try_start(Request& request) {
-  kv_.match(request.sequence, std::min(request.logits_begin(), request.rows_end() - 1));
+  kv_.match(request.sequence, request.first_asked());
   Start start = Start::kNow;
   for (const auto& other : requests_) {
     const bool computes = other->is_runnable() && !other->sequence.blocks.empty() && other.get() != &request;
@@ -84,6 +84,7 @@ void Engine::add_part(Step& step, std::vector<Part>& parts, Request& request) {
       step.scores.push_back({logit_row + i, s.tokens[first_logit + i + 1], request.top});
     }
   }
+  step.batch.keeps_states |= request.task == Task::kStates;
   parts.push_back(part);
   request.stepping = request.started = true;
 }
@@ -175,7 +176,7 @@ SampleTask Engine::sample_task(const Request& request, size_t real, size_t ahead
 }
 
 void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult& result) {
-  size_t logit_row = 0, sample = 0, score = 0;
+  size_t row = 0, logit_row = 0, sample = 0, score = 0;
   for (const Part& part : parts) {
     Request& request = *part.request;
     Sequence& s = request.sequence;
@@ -190,6 +191,10 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
         s.computed += part.rows;
         break;
       }
+      case Task::kStates:
+        keep_states(part, row);
+        s.computed += part.rows;
+        break;
       case Task::kHold:
       case Task::kLogits:
         keep_rows(part, logit_row);
@@ -202,6 +207,7 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
       request.events.push_back({request.id, {}, request.task == Task::kHold ? Finish::kNone : Finish::kDone});
       if (request.task != Task::kHold) finish(request);
     }
+    row += part.rows;
     logit_row += part.logits;
     stats_.rows += part.rows;
   }
@@ -247,11 +253,20 @@ void Engine::keep_rows(const Part& part, size_t logit_row) {
     request.logits.resize(request.wanted * vocab);
     request.hidden.resize(request.params.hidden ? request.wanted * width : 0);
   }
-  float* const out = request.task == Task::kHold ? request.logits.data() : request.logits_out;
+  float* const out = request.task == Task::kHold ? request.logits.data() : request.rows_out;
   for (size_t i = 0; i < part.logits; ++i) {
     std::ranges::copy(runner_->logits(logit_row + i), out + (first + i) * vocab);
     if (request.hidden.empty()) continue;
     runner_->hidden(logit_row + i, std::span(request.hidden).subspan((first + i) * width, width));
+  }
+}
+
+void Engine::keep_states(const Part& part, size_t first_row) {
+  const Sequence& s = part.request->sequence;
+  const size_t width = config_.n_embd;
+  for (size_t layer = 0; layer <= config_.n_layer; ++layer) {
+    float* const out = part.request->rows_out + (layer * s.window() + s.computed) * width;
+    for (size_t i = 0; i < part.rows; ++i) runner_->state(layer, first_row + i, {out + i * width, width});
   }
 }
 

@@ -24,6 +24,8 @@ concept Backend = requires(B b, size_t n, typename B::Rows& rows, const typename
   b.norm_linear(rows, in, norm, linear, n);
   // rows[:n] += in[:n] weight^T + bias
   b.add_linear(rows, in, linear, n);
+  // Keeps a copy of all rows as they are before layer n, where the batch says so.
+  b.keep_states(in, n, batch);
   // Moves the rows that want logits to the front.
   b.keep_logit_rows(rows, batch);
 };

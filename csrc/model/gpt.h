@@ -48,7 +48,12 @@ class Gpt {
   // Fills `logits` for the rows of the batch that want them, and the KV cache for all.
   void forward(B& b, const Batch& batch) {
     b.embed(a_.x, *weights_.wte, weights_.wpe, batch);
-    for (size_t layer = 0; layer < config_.n_layer; ++layer) block(b, layer, batch);
+    for (size_t layer = 0; layer < config_.n_layer; ++layer) {
+      b.keep_states(a_.x, layer, batch);
+      block(b, layer, batch);
+    }
+    b.keep_states(a_.x, config_.n_layer, batch);
+    if (batch.keeps_states) b.keep_logit_rows(a_.x, batch);  // no layer was pruned
     b.norm_linear(a_.logits, a_.x, weights_.ln_f, weights_.lm_head, batch.logit_rows.size());
   }
 
@@ -64,7 +69,8 @@ class Gpt {
   void block(B& b, size_t layer, const Batch& batch) {
     const BlockWeights<B>& w = weights_.blocks[layer];
     // Beyond the last K and V only rows that want logits matter.
-    const bool prune = layer + 1 == config_.n_layer && batch.logit_rows.size() < batch.size();
+    const bool prune =
+        layer + 1 == config_.n_layer && batch.logit_rows.size() < batch.size() && !batch.keeps_states;
     const std::vector<Query>& queries = prune ? batch.logit_queries : batch.queries;
     const size_t rows = prune ? batch.logit_rows.size() : batch.size();
 

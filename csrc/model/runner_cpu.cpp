@@ -1,4 +1,5 @@
 // Gpt<CpuBackend> behind the Runner seam: names of tensors, sizes of buffers, one fork per step.
+#include <algorithm>
 #include <cstring>
 #include <deque>
 
@@ -55,9 +56,12 @@ class CpuRunner final : public Runner {
 
   std::span<const float> logits(size_t i) override { return row(i); }
 
-  void hidden(size_t i, std::span<float> out) override {
-    const cpu::NormView& norm = gpt_.final_norm();
-    device_.kernels.layer_norm(out.data(), gpt_.hidden().row(i), norm.gain, norm.bias, config_.n_embd, norm.epsilon);
+  void hidden(size_t i, std::span<float> out) override { normalize(gpt_.hidden().row(i), out); }
+
+  void state(size_t layer, size_t row, std::span<float> out) override {
+    const std::span<const float> state = device_.state(layer, row);
+    if (layer == config_.n_layer) return normalize(state.data(), out);
+    std::copy(state.begin(), state.end(), out.begin());
   }
 
   void choose(std::span<float> logits, const SampleTask& task, Choice& out) override {
@@ -90,6 +94,11 @@ class CpuRunner final : public Runner {
   std::string isa() const override { return device_.kernels.name; }
 
  private:
+  void normalize(const float* x, std::span<float> out) const {
+    const cpu::NormView& norm = gpt_.final_norm();
+    device_.kernels.layer_norm(out.data(), x, norm.gain, norm.bias, config_.n_embd, norm.epsilon);
+  }
+
   std::span<float> row(size_t i) { return {gpt_.logits().row(i), config_.vocab_size}; }
 
   // Weights stay where they lie (load_weights.h).

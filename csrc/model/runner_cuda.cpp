@@ -137,6 +137,8 @@ class CudaRunner final : public Runner {
   }
 
   void hidden(size_t, std::span<float>) override {}
+  void state(size_t, size_t, std::span<float>) override {}
+  bool keeps_states() const override { return false; }
   void choose(std::span<float>, const SampleTask&, Choice&) override {}
   void copy_block(int32_t, int32_t) override {}
   void poison_block(int32_t) override {}

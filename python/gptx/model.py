@@ -340,6 +340,22 @@ class Model:
             raise ContextLengthError(len(ids), self.config.block_size)
         return self._engine.logits(ids)
 
+    def hidden_states(self, prompt: Prompt) -> NDArray[np.float32]:
+        """The residual stream, float32 ``[n_layer + 1, T, C]``: the embeddings, the state behind
+        each block but the last, that behind the final norm; as transformers' ``hidden_states``.
+
+        Args:
+            prompt: a str or 1 to ``block_size`` token ids.
+
+        Raises:
+            ParameterError, TokenIdError, TokenizeError, ContextLengthError: as for `generate`.
+            UnsupportedError: the device is not the CPU.
+        """
+        ids = self._ids(prompt)
+        if len(ids) > self.config.block_size:
+            raise ContextLengthError(len(ids), self.config.block_size)
+        return self._engine.states(ids)
+
     def logprobs(
         self, prompt: Prompt | Sequence[Prompt], *, top: int = 0, bos: bool = False
     ) -> TokenScores | list[TokenScores]:

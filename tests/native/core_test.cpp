@@ -206,6 +206,7 @@ class CountingRunner final : public Runner {
   bool run(const Step&, StepResult&, const std::function<bool()>&) override { return true; }
   std::span<const float> logits(size_t) override { return {}; }
   void hidden(size_t, std::span<float>) override {}
+  void state(size_t, size_t, std::span<float>) override {}
   void choose(std::span<float>, const SampleTask&, Choice&) override {}
   void read_block(int32_t, std::span<std::byte>) override {}
   void write_block(int32_t, std::span<const std::byte>) override {}
