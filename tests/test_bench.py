@@ -268,3 +268,26 @@ def test_the_chart_is_drawn_as_png_and_svg(tmp_path):
     assert [path.name for path in paths] == ["chart.png", "chart.svg"]
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     assert "llama.cpp f32" in paths[1].read_text()
+
+
+def test_the_engine_benchmark_checks_and_compares(tmp_path):
+    path = tmp_path / "engine.json"
+    command = [sys.executable, RUN.with_name("engine.py"), "--shape", "tiny", "--rounds", "1"]
+    result = subprocess.run([*command, "--json", path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(path.read_text())["figures"]
+    for name in (
+        "64 requests together : one after another",
+        "repeated prefix of 512 : its prefill",
+        "prompt lookup, other text",
+        "choose among 4 : one prefill",
+    ):
+        assert figures[name]["median"] > 0
+        assert f"| {name} |" in result.stdout
+
+
+def test_the_engine_benchmark_refuses_an_unknown_part():
+    command = [sys.executable, RUN.with_name("engine.py"), "--parts", "everything"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "expected some of ragged, prefix, lookup, choose" in result.stderr
