@@ -25,6 +25,7 @@ constexpr size_t kLogitRows = StepLimits().logit_rows;
 
 using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
+using Row = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 // True once a signal handler has raised; the exception is then pending. Called without the GIL.
 bool signal_raised() {
@@ -124,7 +125,7 @@ class PyEngine {
   int64_t submit(const Ids& ids, const py::dict& sampling, size_t max_new_tokens, size_t min_new_tokens,
                  std::vector<int32_t> end_tokens, std::vector<int32_t> forced_tokens, int32_t forced_end, size_t slide,
                  size_t lookup, std::optional<double> seconds, bool held, bool hidden,
-                 size_t wanted, int64_t parent) {
+                 size_t wanted, bool last_logits, int64_t parent) {
     const size_t limit = slide > 0 ? std::numeric_limits<size_t>::max() : config_.block_size - (held ? 0 : 1);
     RequestParams params{.sampling = sampling_params_from(sampling),
                          .max_new_tokens = max_new_tokens,
@@ -137,7 +138,8 @@ class PyEngine {
                          .deadline = std::nullopt,
                          .held = held,
                          .hidden = hidden,
-                         .wanted = wanted};
+                         .wanted = wanted,
+                         .last_logits = last_logits};
     check_ids("forced_tokens", params.forced_tokens);
     check_ids("sampling", params.sampling.dry_breakers);
     for (const std::vector<int32_t>& word : params.sampling.bad_words) check_ids("sampling", word);
@@ -193,24 +195,45 @@ class PyEngine {
   }
 
   // As an event of `advance`. `logits` [V] are copied; `allowed` is a bit mask of the vocabulary or empty.
-  py::tuple choose(int64_t request, const py::array_t<float, py::array::c_style | py::array::forcecast>& logits,
-                   const Words& allowed) {
-    const size_t words = (config_.vocab_size + 31) / 32;
-    if (logits.ndim() != 1 || static_cast<size_t>(logits.size()) != config_.vocab_size) {
-      throw ParameterError("logits", std::to_string(logits.size()) + " numbers",
-                           std::to_string(config_.vocab_size) + " in one dimension");
-    }
-    const std::span<const uint32_t> mask(allowed.data(), static_cast<size_t>(allowed.size()));
-    if (!mask.empty() && mask.size() < words) {
-      throw ParameterError("allowed", std::to_string(mask.size()) + " words", std::to_string(words));
-    }
-    std::vector<float> copy(logits.data(), logits.data() + logits.size());
+  py::tuple choose(int64_t request, const Row& logits, const Words& allowed) {
+    std::vector<float> copy = row_from("logits", logits);
+    const std::span<const uint32_t> mask = mask_from(allowed);
     Event event;
     {
       const py::gil_scoped_release released;
       event = engine_->choose(request, copy, mask);
     }
     return event_tuple(event);
+  }
+
+  // (ids [n], scores [n], log-probabilities [n], most likely tokens, log of the sum of exp(score)), or None where a
+  // logit is not finite.
+  py::object candidates(int64_t request, size_t n, const std::optional<Row>& scores,
+                        const std::vector<std::pair<int32_t, float>>& bias, const Words& allowed) {
+    std::vector<float> given;
+    if (scores) given = row_from("scores", *scores);
+    const std::span<const uint32_t> mask = mask_from(allowed);
+    std::vector<TokenBias> biases;
+    for (const auto& [token, amount] : bias) {
+      check_ids("bias", std::span(&token, 1));
+      biases.push_back({token, amount});
+    }
+    n = std::min(std::max<size_t>(n, 1), config_.vocab_size);
+    Candidates found;
+    {
+      const py::gil_scoped_release released;
+      found = engine_->candidates(request, n, given, biases, mask);
+    }
+    if (!found.finite) return py::none();
+    const size_t count = found.best.size();
+    py::array_t<int32_t> ids(count);
+    py::array_t<float> best(count), logprobs(count);
+    for (size_t i = 0; i < count; ++i) {
+      ids.mutable_data()[i] = found.best[i].token;
+      best.mutable_data()[i] = found.best[i].score;
+      logprobs.mutable_data()[i] = found.best[i].logprob;
+    }
+    return py::make_tuple(ids, best, logprobs, logprob_pairs(found.top), found.log_sum);
   }
 
   py::array_t<float> held_logits(int64_t request) { return rows_of(engine_->held_logits(request), config_.vocab_size); }
@@ -318,6 +341,24 @@ class PyEngine {
     return out;
   }
 
+  std::vector<float> row_from(const char* name, const Row& row) const {
+    if (row.ndim() != 1 || static_cast<size_t>(row.size()) != config_.vocab_size) {
+      throw ParameterError(name, std::to_string(row.size()) + " numbers",
+                           std::to_string(config_.vocab_size) + " in one dimension");
+    }
+    return {row.data(), row.data() + row.size()};
+  }
+
+  // A bit for each id of the vocabulary, or nothing.
+  std::span<const uint32_t> mask_from(const Words& allowed) const {
+    const size_t words = (config_.vocab_size + 31) / 32;
+    const std::span<const uint32_t> mask(allowed.data(), static_cast<size_t>(allowed.size()));
+    if (!mask.empty() && mask.size() < words) {
+      throw ParameterError("allowed", std::to_string(mask.size()) + " words", std::to_string(words));
+    }
+    return mask;
+  }
+
   void check_ids(const char* name, std::span<const int32_t> tokens) const {
     for (const int32_t id : tokens) {
       if (id < 0 || static_cast<size_t>(id) >= config_.vocab_size) {
@@ -372,7 +413,8 @@ void init_engine(py::module_& m) {
            py::arg("end_tokens") = std::vector<int32_t>(),
            py::arg("forced_tokens") = std::vector<int32_t>(), py::arg("forced_end") = kNoToken,
            py::arg("slide") = 0, py::arg("lookup") = 0, py::arg("seconds") = py::none(),
-           py::arg("held") = false, py::arg("hidden") = false, py::arg("wanted") = 1, py::arg("parent") = 0)
+           py::arg("held") = false, py::arg("hidden") = false, py::arg("wanted") = 1,
+           py::arg("last_logits") = false, py::arg("parent") = 0)
       .def("submit_score", &PyEngine::submit_score, py::arg("ids"), py::kw_only(), py::arg("first") = 1,
            py::arg("top") = 0, py::arg("parent") = 0)
       .def("advance", &PyEngine::advance, py::arg("requests"))
@@ -380,6 +422,9 @@ void init_engine(py::module_& m) {
       .def("truncate", &PyEngine::truncate, py::arg("request"), py::arg("n"))
       .def("fork", &PyEngine::fork, py::arg("request"))
       .def("choose", &PyEngine::choose, py::arg("request"), py::arg("logits"),
+           py::arg("allowed") = Words())
+      .def("candidates", &PyEngine::candidates, py::arg("request"), py::arg("n"), py::kw_only(),
+           py::arg("scores") = py::none(), py::arg("bias") = std::vector<std::pair<int32_t, float>>(),
            py::arg("allowed") = Words())
       .def("held_logits", &PyEngine::held_logits, py::arg("request"))
       .def("held_hidden", &PyEngine::held_hidden, py::arg("request"))

@@ -67,6 +67,7 @@ struct SampleTask {
   std::span<const int32_t> sequence;   // prompt and what was generated
   std::span<const int32_t> banned;     // ids that are never chosen
   std::span<const uint32_t> allowed;   // bit i of word i / 32: whether id i may be chosen; empty: all
+  std::span<const TokenBias> bias = {};  // added behind params->logit_bias, to this token alone
   int32_t forced = kNoToken;           // the token, whatever the logits say
   const SamplingParams* params;
 };
@@ -81,6 +82,20 @@ struct Choice {
   int32_t token = kNoToken;
   float logprob = std::numeric_limits<float>::quiet_NaN();
   std::vector<TokenLogprob> top;  // most likely first, ties to the lowest id
+};
+
+// A token that may come next.
+struct Candidate {
+  int32_t token;
+  float score;    // after everything that changes logits
+  float logprob;  // the model's own
+};
+
+struct Candidates {
+  bool finite = false;             // whether the model's logits are
+  std::vector<Candidate> best;     // that are not banned: the largest score first, ties to the lowest id
+  std::vector<TokenLogprob> top;   // what params.logprobs asks of the model's own distribution
+  double log_sum = 0.0;            // log(sum of exp(score)) over all tokens, where the scores were given
 };
 
 // One token to look up.

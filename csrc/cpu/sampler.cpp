@@ -138,10 +138,47 @@ void Sampler::sample(std::span<float> logits, const SampleTask& task, Choice& ou
   out.logprob = static_cast<float>(raw_[static_cast<size_t>(out.token)] - sum);
 }
 
+void Sampler::candidates(std::span<const float> logits, std::span<float> given, const SampleTask& task, size_t n,
+                         Candidates& out) {
+  out = {};
+  out.finite = all_finite(logits);
+  if (!out.finite) return;
+  const double sum = log_sum_exp(*kernels_, logits);
+  if (task.params->logprobs > 0) {
+    out.top.reserve(static_cast<size_t>(task.params->logprobs));
+    top_logprobs(logits, sum, static_cast<size_t>(task.params->logprobs), out.top);
+  }
+  const auto logprob = [&](size_t id) { return static_cast<float>(logits[id] - sum); };
+  if (task.forced != kNoToken) {
+    out.best.push_back({task.forced, 0.0f, logprob(static_cast<size_t>(task.forced))});
+    return;
+  }
+  std::span<float> scores = given;
+  if (given.empty()) {
+    raw_.resize(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) raw_[i] = logprob(i);
+    scores = raw_;
+  }
+  adjust(scores, task);
+  if (!given.empty()) {
+    const float top = maximum(scores);
+    if (top != kNever) out.log_sum = top + std::log(kernels_->sum_exp(scores.data(), scores.size(), top));
+  }
+  const float least = n < scores.size() ? kth_largest(scores, n) : kNever;
+  for_each_in_blocks(
+      scores, [&](float largest) { return largest >= least && largest != kNever; },
+      [&](size_t i) {
+        if (scores[i] < least || scores[i] == kNever) return;
+        out.best.push_back({static_cast<int32_t>(i), scores[i], logprob(i)});
+      });
+  std::ranges::stable_sort(out.best, std::ranges::greater(), &gptx::Candidate::score);
+  if (out.best.size() > n) out.best.resize(n);  // ties with the last one
+}
+
 int32_t Sampler::choose(std::span<float> logits, const SampleTask& task) {
   const SamplingParams& params = *task.params;
   if (task.forced != kNoToken) return task.forced;
-  change(logits, task);
+  adjust(logits, task);
   if (params.temperature == 0.0) return argmax(logits);
 
   const auto k = static_cast<size_t>(params.top_k);
@@ -174,11 +211,13 @@ int32_t Sampler::choose(std::span<float> logits, const SampleTask& task) {
   return draw(u);
 }
 
-void Sampler::change(std::span<float> logits, const SampleTask& task) {
+void Sampler::adjust(std::span<float> logits, const SampleTask& task) {
   const SamplingParams& params = *task.params;
-  for (const TokenBias& b : params.logit_bias) {
-    float& logit = logits[static_cast<size_t>(b.token)];
-    logit = rounded(static_cast<double>(logit) + b.bias);
+  for (const std::span<const TokenBias> biases : {std::span(params.logit_bias), task.bias}) {
+    for (const TokenBias& b : biases) {
+      float& logit = logits[static_cast<size_t>(b.token)];
+      logit = rounded(static_cast<double>(logit) + b.bias);
+    }
   }
   if (params.repetition_penalty != 1.0) penalize_sequence(logits, task.sequence, params.repetition_penalty);
   if (params.presence_penalty != 0.0 || params.frequency_penalty != 0.0) {

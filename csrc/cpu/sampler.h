@@ -27,6 +27,14 @@ class Sampler {
   // params.logprobs asks, and everything else was reserved.
   void sample(std::span<float> logits, const SampleTask& task, Choice& out) noexcept;
 
+  // What changes logits, in the order of the fields of SamplingParams; a banned token gets -infinity.
+  void adjust(std::span<float> logits, const SampleTask& task);
+
+  // The n tokens of the largest scores. Scores are log softmax(logits) [V], or what is given instead [V], changed
+  // as `adjust` does; a forced token has the score 0 and no other one is a candidate.
+  void candidates(std::span<const float> logits, std::span<float> given, const SampleTask& task, size_t n,
+                  Candidates& out);
+
  private:
   struct Candidate {
     int32_t id;
@@ -49,7 +57,6 @@ class Sampler {
 
   int32_t choose(std::span<float> logits, const SampleTask& task);
 
-  void change(std::span<float> logits, const SampleTask& task);
   void penalize_sequence(std::span<float> logits, std::span<const int32_t> sequence, double penalty);
   void penalize_generated(std::span<float> logits, std::span<const int32_t> generated, const SamplingParams& params);
   void penalize_repetition(std::span<float> logits, std::span<const int32_t> sequence, const SamplingParams& params);

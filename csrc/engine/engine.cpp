@@ -226,6 +226,19 @@ Event Engine::choose(int64_t id, std::span<float> logits, std::span<const uint32
   return event;
 }
 
+Candidates Engine::candidates(int64_t id, size_t n, std::span<float> given, std::span<const TokenBias> bias,
+                              std::span<const uint32_t> allowed) {
+  const auto lock = lock_resting(id);
+  const Request& request = existing(id);
+  if (request.logits.empty()) throw ParameterError("request", std::to_string(id), "one that is ready");
+  SampleTask task = sample_task(request, request.sequence.tokens.size(), 0);
+  task.allowed = allowed;
+  task.bias = bias;
+  Candidates out;
+  runner_->candidates(std::span(request.logits).last(config_.vocab_size), given, task, n, out);
+  return out;
+}
+
 std::vector<float> Engine::held_logits(int64_t id) const {
   const std::lock_guard lock(locks_->state);
   return existing(id).logits;

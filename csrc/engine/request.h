@@ -27,6 +27,7 @@ struct RequestParams {
   bool held = false;                     // the caller chooses the tokens, reads logits
   bool hidden = false;                   // and reads hidden states
   size_t wanted = 1;                     // of so many of the last rows of the prompt
+  bool last_logits = false;              // of which only the last one's logits are kept
 };
 
 enum class Finish : uint8_t { kNone, kStop, kLength, kTime, kNonFinite, kDone };

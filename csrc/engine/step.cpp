@@ -250,12 +250,13 @@ void Engine::keep_rows(const Part& part, size_t logit_row) {
   const size_t first = request.sequence.computed + part.rows - part.logits - request.logits_begin();
   const size_t vocab = config_.vocab_size, width = config_.n_embd;
   if (request.task == Task::kHold) {
-    request.logits.resize(request.wanted * vocab);
+    request.logits.resize((request.params.last_logits ? 1 : request.wanted) * vocab);
     request.hidden.resize(request.params.hidden ? request.wanted * width : 0);
   }
   float* const out = request.task == Task::kHold ? request.logits.data() : request.rows_out;
+  const size_t skipped = request.task == Task::kHold && request.params.last_logits ? request.wanted - 1 : 0;
   for (size_t i = 0; i < part.logits; ++i) {
-    std::ranges::copy(runner_->logits(logit_row + i), out + (first + i) * vocab);
+    if (first + i >= skipped) std::ranges::copy(runner_->logits(logit_row + i), out + (first + i - skipped) * vocab);
     if (request.hidden.empty()) continue;
     runner_->hidden(logit_row + i, std::span(request.hidden).subspan((first + i) * width, width));
   }

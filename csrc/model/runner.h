@@ -81,6 +81,9 @@ class Runner {
 
   // Chooses from logits [V] of the host, beside a step that runs; they may be changed. One call at a time.
   virtual void choose(std::span<float> logits, const SampleTask& task, Choice& out) = 0;
+  // The n best tokens in its place, by scores that may be given instead of log softmax(logits): see cpu::Sampler.
+  virtual void candidates(std::span<const float> logits, std::span<float> given, const SampleTask& task, size_t n,
+                          Candidates& out) = 0;
 
   // The KV cache, block by block. A poisoned block is NaN all over, so that whoever reads it shows.
   virtual void copy_block(int32_t from, int32_t to) = 0;

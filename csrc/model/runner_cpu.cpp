@@ -68,6 +68,11 @@ class CpuRunner final : public Runner {
     chooser_.sample(logits, task, out);
   }
 
+  void candidates(std::span<const float> logits, std::span<float> given, const SampleTask& task, size_t n,
+                  Candidates& out) override {
+    chooser_.candidates(logits, given, task, n, out);
+  }
+
   void copy_block(int32_t from, int32_t to) override {
     const std::span<std::byte> source = device_.kv_block(from);
     std::memcpy(device_.kv_block(to).data(), source.data(), source.size());

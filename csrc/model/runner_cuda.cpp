@@ -140,6 +140,7 @@ class CudaRunner final : public Runner {
   void state(size_t, size_t, std::span<float>) override {}
   bool keeps_states() const override { return false; }
   void choose(std::span<float>, const SampleTask&, Choice&) override {}
+  void candidates(std::span<const float>, std::span<float>, const SampleTask&, size_t, Candidates&) override {}
   void copy_block(int32_t, int32_t) override {}
   void poison_block(int32_t) override {}
   void read_block(int32_t, std::span<std::byte>) override {}

@@ -28,6 +28,11 @@ def cuda_status(path: str) -> dict[str, object]: ...
 _Event = tuple[int, int, str, float, list[tuple[int, float]]]
 """(request, token or -1, finish or "", log-probability, most likely tokens)."""
 
+_Candidates = tuple[
+    NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], list[tuple[int, float]], float
+]
+"""(ids [n], scores [n], log-probabilities [n], most likely tokens, log of sum of exp(score))."""
+
 class Engine:
     """Requests in, tokens out. Ids are checked again; everything else is checked in Python."""
 
@@ -65,6 +70,7 @@ class Engine:
         held: bool = False,
         hidden: bool = False,
         wanted: int = 1,
+        last_logits: bool = False,
         parent: int = 0,
     ) -> int: ...
     def submit_score(
@@ -75,6 +81,15 @@ class Engine:
     def truncate(self, request: int, n: int) -> None: ...
     def fork(self, request: int) -> int: ...
     def choose(self, request: int, logits: ArrayLike, allowed: ArrayLike = ...) -> _Event: ...
+    def candidates(
+        self,
+        request: int,
+        n: int,
+        *,
+        scores: ArrayLike | None = None,
+        bias: Sequence[tuple[int, float]] = ...,
+        allowed: ArrayLike = ...,
+    ) -> _Candidates | None: ...
     def held_logits(self, request: int) -> NDArray[np.float32]: ...
     def held_hidden(self, request: int) -> NDArray[np.float32]: ...
     def save(self, request: int) -> bytes: ...
