@@ -39,6 +39,7 @@ PYTHON_LAYERS = [
     ["convert"],
     ["branch", "guided", "jobs", "scoring"],
     ["background", "drafting", "session", "steered"],
+    ["beams"],
     ["model"],
     ["parity"],
     ["training"],

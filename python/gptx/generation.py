@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -94,6 +95,16 @@ class Continuation:
             self.finish = "stop"
         self._text.append(piece)
         return piece
+
+    def fork(self) -> Continuation:
+        """Another text that begins like this one."""
+        twin = copy.copy(self)
+        twin._decoder = self._decoder.fork() if self._decoder else None
+        twin._stop = copy.copy(self._stop)  # only its text and flags change, and they are replaced
+        twin._text = self._text.copy()
+        twin.token_ids = self.token_ids.copy()
+        twin.logprobs = self.logprobs.copy()
+        return twin
 
     def end(self, finish: str) -> str:
         """Ends the text and returns the rest of it."""

@@ -257,6 +257,11 @@ class GroupJob(Job):
 def start(task: Task) -> Job:
     """The job for what the parameters ask."""
     params = task.params
+    # A search is imported where it is used, so that `import gptx` stays cheap.
+    if params.num_beams > 1:
+        from gptx.beams import BeamJob
+
+        return BeamJob(task)
     count = params.best_of or params.n
     make = _maker(task)
     return GroupJob(task, count, make) if count > 1 else make(task)

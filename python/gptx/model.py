@@ -39,6 +39,7 @@ from gptx.tokenizer import Tokenizer, TokenizerSpec
 
 if TYPE_CHECKING:
     from gptx.background import AsyncStream, Background
+    from gptx.beams import BeamStream
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
@@ -291,6 +292,24 @@ class Model:
         kv_cache = batch * -(-context // _KV_BLOCK) * self._engine.kv_block_bytes
         return Plan(weights, kv_cache, self._engine.workspace_bytes)
 
+    def beams(
+        self, prompt: Prompt, params: SamplingParams | None = None, **changes: object
+    ) -> BeamStream:
+        """Searches with ``num_beams`` and yields after every step what the beams are, a
+        `gptx.beams.BeamStep`, for a display that may replace what it showed. Arguments as for
+        `generate`, whose result is the stream's ``result`` at its end.
+
+        Raises:
+            ParameterError: ``num_beams`` is 1; and as for `generate`.
+        """
+        from gptx.beams import BeamJob, BeamStream
+
+        _check_single(prompt)
+        params = _merged(params, changes)
+        if params.num_beams < 2:
+            raise ParameterError("num_beams", params.num_beams, "at least 2")
+        return BeamStream(BeamJob(self._task(prompt, params)))
+
     def branch(self, prompt: Prompt, *, logits: int = 1, hidden: bool = False) -> Branch:
         """A text in the KV cache that the caller controls: feed, fork, truncate.
 
@@ -465,8 +484,7 @@ class Model:
         return started
 
     def _start_stream(self, prompt: Prompt, params: SamplingParams) -> jobs.Job:
-        if _is_batch(prompt):
-            raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
+        _check_single(prompt)
         for name in ("n", "best_of"):
             if getattr(params, name) not in (1, None):
                 raise ParameterError(name, getattr(params, name), "1 for a stream")
@@ -726,6 +744,11 @@ def _is_batch(prompt: object) -> bool:
     if isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence):
         return False
     return any(isinstance(part, str | Sequence | np.ndarray) for part in prompt)
+
+
+def _check_single(prompt: object) -> None:
+    if _is_batch(prompt):
+        raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
 
 
 def _merged(params: SamplingParams | None, changes: dict[str, object]) -> SamplingParams:

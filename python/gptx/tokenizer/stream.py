@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Callable, Sequence
 
 from gptx.errors import ParameterError
@@ -29,6 +30,12 @@ class IncrementalDecoder:
         token = self._token_bytes(token_id, self._count)
         self._count += 1
         return self._utf8.decode(token)
+
+    def fork(self) -> IncrementalDecoder:
+        """Another decoder that has seen the same ids."""
+        twin = copy.copy(self)
+        twin._utf8 = copy.copy(self._utf8)
+        return twin
 
     def finish(self) -> str:
         """What was held back, as U+FFFD. The decoder is then ready for a new stream."""
