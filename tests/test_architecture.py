@@ -39,7 +39,7 @@ PYTHON_LAYERS = [
     ["convert"],
     ["branch", "guided", "jobs", "scoring"],
     ["background", "drafting", "session", "steered"],
-    ["beams"],
+    ["beams", "contrastive"],
     ["model"],
     ["parity"],
     ["training"],

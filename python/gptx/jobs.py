@@ -262,6 +262,10 @@ def start(task: Task) -> Job:
         from gptx.beams import BeamJob
 
         return BeamJob(task)
+    if params.penalty_alpha > 0:
+        from gptx.contrastive import ContrastiveJob
+
+        return ContrastiveJob(task)
     count = params.best_of or params.n
     make = _maker(task)
     return GroupJob(task, count, make) if count > 1 else make(task)

@@ -22,6 +22,7 @@ MAX_SEED = 2**64 - 1
 _MAX_COUNT = 2**31 - 1
 _MAX_STOPS = 64
 _MAX_BEAMS = 64
+_MAX_CANDIDATES = 64
 _MAX_SAMPLES = 128
 MAX_LOGPROBS = 100
 MAX_DRAFT = 16
@@ -229,6 +230,9 @@ class SamplingParams:
         if self.early_stopping not in (True, False, "never"):
             raise ParameterError("early_stopping", self.early_stopping, 'True, False or "never"')
         _real("penalty_alpha", self.penalty_alpha, 0, 1)
+        if (self.num_beams > 1 or self.penalty_alpha > 0) and self.context != "stop":
+            allowed = '"stop" with num_beams above 1 or penalty_alpha above 0'
+            raise ParameterError("context", self.context, allowed)
         if self.num_beams > 1:
             if self.n > self.num_beams:
                 raise ParameterError("n", self.n, f"at most num_beams = {self.num_beams}")
@@ -239,9 +243,14 @@ class SamplingParams:
                 raise ParameterError(
                     "penalty_alpha", self.penalty_alpha, "0 with num_beams above 1"
                 )
-        if self.penalty_alpha > 0 and (self.top_k < 2 or self.n > 1):
-            name, allowed = ("top_k", "at least 2") if self.top_k < 2 else ("n", "1")
-            raise ParameterError(name, getattr(self, name), f"{allowed} with penalty_alpha above 0")
+        if self.penalty_alpha > 0:
+            if not 2 <= self.top_k <= _MAX_CANDIDATES:
+                allowed = f"an integer from 2 to {_MAX_CANDIDATES} with penalty_alpha above 0"
+                raise ParameterError("top_k", self.top_k, allowed)
+            for name, only in (("n", 1), ("best_of", None), ("draft", None)):
+                if getattr(self, name) != only:
+                    allowed = f"{only} with penalty_alpha above 0"
+                    raise ParameterError(name, getattr(self, name), allowed)
 
     def _check_slow_path(self) -> None:
         from gptx.guided import Guide
