@@ -208,6 +208,7 @@ class CountingRunner final : public Runner {
   void hidden(size_t, std::span<float>) override {}
   void state(size_t, size_t, std::span<float>) override {}
   void choose(std::span<float>, const SampleTask&, Choice&) override {}
+  void candidates(std::span<const float>, std::span<float>, const SampleTask&, size_t, Candidates&) override {}
   void read_block(int32_t, std::span<std::byte>) override {}
   void write_block(int32_t, std::span<const std::byte>) override {}
   size_t kv_block_bytes() const override { return 1; }
