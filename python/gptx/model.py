@@ -196,7 +196,7 @@ class Model:
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         **changes: object,
     ) -> Generation | list[Generation]:
         """Continues a prompt, or each of a list of prompts.
@@ -204,7 +204,8 @@ class Model:
         Args:
             prompt: a str, a sequence of token ids, or a list of those, of any lengths. Each is its
                 own request: its result is the same alone and in any company.
-            params: how to sample; default `SamplingParams()`, which samples at temperature 0.8.
+            params: how to sample; default `SamplingParams()`, which samples at temperature 0.8; with
+                a list of prompts also a list of them, one for each.
             **changes: fields of `SamplingParams` that replace those of ``params``.
 
         Returns:
@@ -216,10 +217,11 @@ class Model:
             OutOfMemoryError: the KV cache cannot hold the request.
             NonFiniteLogitsError: the weights gave NaN or infinity.
         """
-        params = _merged(params, changes)
-        if _is_batch(prompt):
-            return self._generate_all(list(prompt), params)
-        result = self._generate_all([prompt], params)[0]
+        prompts, batch = _as_batch(prompt)
+        found = self._generate_all(prompts, _merged_all(prompts, params, changes))
+        if batch:
+            return found
+        result = found[0]
         if result.error is not None:
             raise result.error
         return result
@@ -237,7 +239,7 @@ class Model:
     async def agenerate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         **changes: object,
     ) -> Generation | list[Generation]:
         """`generate` for asyncio: the event loop goes on meanwhile, and requests of all tasks share
@@ -245,9 +247,8 @@ class Model:
         """
         from gptx import background
 
-        params = _merged(params, changes)
-        batch = _is_batch(prompt)
-        started = self._start_all(list(prompt) if batch else [prompt], params)
+        prompts, batch = _as_batch(prompt)
+        started = self._start_all(prompts, _merged_all(prompts, params, changes))
         found = await background.finish(self._background, started)
         if batch:
             return found
@@ -462,7 +463,9 @@ class Model:
         found = scoring.embed(self, batch, pooling=pooling, normalize=normalize)
         return found if _is_batch(texts) else found[0]
 
-    def _generate_all(self, prompts: list[Prompt], params: SamplingParams) -> list[Generation]:
+    def _generate_all(
+        self, prompts: list[Prompt], params: list[SamplingParams]
+    ) -> list[Generation]:
         started = self._start_all(prompts, params)
         try:
             while running := [job for job in started if not job.finished]:
@@ -472,10 +475,10 @@ class Model:
                 job.close()
         return [job.generation() for job in started]
 
-    def _start_all(self, prompts: list[Prompt], params: SamplingParams) -> list[jobs.Job]:
+    def _start_all(self, prompts: list[Prompt], params: list[SamplingParams]) -> list[jobs.Job]:
         started: list[jobs.Job] = []
         try:
-            for task in [self._task(prompt, params) for prompt in prompts]:
+            for task in list(map(self._task, prompts, params)):
                 started.append(jobs.start(task))
         except BaseException:
             for job in started:
@@ -749,6 +752,26 @@ def _is_batch(prompt: object) -> bool:
 def _check_single(prompt: object) -> None:
     if _is_batch(prompt):
         raise ParameterError("prompt", prompt, "one prompt: a str or a sequence of token ids")
+
+
+def _as_batch(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether they came as a list."""
+    batch = _is_batch(prompt)
+    return (list(prompt) if batch else [prompt]), batch  # type: ignore[list-item]
+
+
+def _merged_all(
+    prompts: list[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    changes: dict[str, object],
+) -> list[SamplingParams]:
+    """The parameters of each prompt."""
+    if isinstance(params, Sequence):
+        if len(params) != len(prompts):
+            got = f"{len(params)} of them"
+            raise ParameterError("params", got, f"one SamplingParams for each of {len(prompts)}")
+        return [_merged(one, changes) for one in params]
+    return [_merged(params, changes)] * len(prompts)
 
 
 def _merged(params: SamplingParams | None, changes: dict[str, object]) -> SamplingParams:
