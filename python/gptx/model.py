@@ -204,8 +204,8 @@ class Model:
         Args:
             prompt: a str, a sequence of token ids, or a list of those, of any lengths. Each is its
                 own request: its result is the same alone and in any company.
-            params: how to sample; default `SamplingParams()`, which samples at temperature 0.8; with
-                a list of prompts also a list of them, one for each.
+            params: how to sample; default `SamplingParams()`, which samples at temperature 0.8. Of
+                a list of prompts each may have its own, in a list of them.
             **changes: fields of `SamplingParams` that replace those of ``params``.
 
         Returns:
