@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptx import modelfile
 from gptx.config import GPTConfig
-from gptx.model import demo_path
+from gptx.loading import demo_path
 
 _SHAPES = {
     "gpt2": (50257, 1024, 12, 12, 768),

@@ -41,6 +41,7 @@ PYTHON_LAYERS = [
     ["background", "drafting", "session", "steered"],
     ["beams", "contrastive"],
     ["model"],
+    ["loading"],
     ["parity"],
     ["training"],
     ["cli"],

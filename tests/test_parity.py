@@ -86,7 +86,7 @@ def test_logits_of_many_shapes_equal_those_of_transformers(changes):
 def trained():
     """The built-in demo model: its float32 values in gptx and in transformers."""
     from gptx import modelfile
-    from gptx.model import demo_path
+    from gptx.loading import demo_path
 
     source = modelfile.read(demo_path())
     tensors = canonical_of(source)

@@ -20,7 +20,8 @@ from gptx.errors import (
     UnsupportedError,
 )
 from gptx.generation import Generation, TokenLogprob
-from gptx.model import Model, Stream, generate, load
+from gptx.loading import generate, load
+from gptx.model import Model, Stream
 from gptx.sampling import SamplingParams
 from gptx.scoring import Choice, TokenScores
 

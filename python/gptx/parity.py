@@ -51,7 +51,7 @@ def measure(
         UnsupportedError: torch is not installed, or there is not the memory for a second model.
     """
     reference = _reference(config, tensors)
-    from gptx.model import load
+    from gptx.loading import load
 
     model = load(path, verify=False)
     difference, scale, kl, same, count = 0.0, 0.0, 0.0, 0, 0

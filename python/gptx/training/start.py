@@ -14,7 +14,7 @@ from gptx.checkpoints import GPT2_VOCAB, canonical_names, read_checkpoint
 from gptx.checkpoints.tokenizer_files import gpt2_spec
 from gptx.config import GPTConfig
 from gptx.errors import ParameterError, TokenizeError
-from gptx.model import demo_path
+from gptx.loading import demo_path
 from gptx.training.bpe import Encoder, load_tokenizer, tokenizer_from_spec, train_bpe
 from gptx.training.data import split_documents
 from gptx.training.options import DEFAULT_SHAPE, TrainOptions
