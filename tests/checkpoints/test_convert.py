@@ -16,7 +16,7 @@ from gptx import modelfile, parity
 from gptx.checkpoints import read_checkpoint, tokenizer_files
 from gptx.convert import convert, convert_in_memory, main
 from gptx.errors import ConvertError, ParameterError, TokenizeError, UnsafeCheckpointError
-from gptx.model import load
+from gptx.loading import load
 from gptx.tokenizer import TokenizerSpec
 
 CHARACTERS = sorted("\n !,.床前明月光abcdefghijklmnopqrstuvwxyz")
