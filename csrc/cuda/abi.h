@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define GPTX_CUDA_ABI 1
+#define GPTX_CUDA_ABI 2
 
 typedef enum {
   GPTX_CUDA_OK = 0,
@@ -84,6 +84,7 @@ typedef struct {
   uint64_t n_blocks, n_logits;
 } gptx_cuda_part;
 
+/* A token to choose from row `logit_row` of those that want logits; at most one for each. */
 typedef struct {
   uint64_t logit_row, position, seed;
   double repetition_penalty, temperature, top_p, min_p;
@@ -104,21 +105,35 @@ typedef struct {
 
 typedef struct gptx_cuda_model gptx_cuda_model;
 
+/* Any thread may call functions of a model: each waits for the one before. Where one fails, `error` says why. */
 typedef struct {
   uint32_t abi, size; /* GPTX_CUDA_ABI, sizeof this */
   const char* version;
   const char* architectures; /* "80 90 120" */
+  /* Whether the devices can be used. */
   void (*probe)(gptx_cuda_probe* out);
+  /* What device `index` is. */
   gptx_cuda_status (*device)(int32_t index, gptx_cuda_device* out, gptx_cuda_error* error);
   /* Bytes of one KV block of a model with these options. */
   uint64_t (*kv_block_bytes)(const gptx_cuda_model_options* options);
+  /* Copies a model to its device. */
   gptx_cuda_status (*open)(const gptx_cuda_model_options* options, gptx_cuda_model** out, gptx_cuda_error* error);
   void (*close)(gptx_cuda_model* model);
-  /* Chooses tokens [length, n_samples]; -1 where a logit is not finite. */
+  /* Runs a step and chooses tokens [length, n_samples]; -1 where a logit is not finite. */
   gptx_cuda_status (*run)(gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
                           gptx_cuda_error* error);
-  /* Logits [V] of row `row` of those that wanted them in the last step. */
+  /* Logits [V] of row `row` of those that wanted them in the last step; where a token was chosen from them, they may be
+     changed. */
   gptx_cuda_status (*logits)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
+  /* The hidden state [C] of the same row: the residual stream after the final norm. */
+  gptx_cuda_status (*hidden)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
+  /* The KV cache, block by block, in order with the steps. The first two return at once. */
+  gptx_cuda_status (*copy_block)(gptx_cuda_model* model, int32_t from, int32_t to, gptx_cuda_error* error);
+  /* Makes all bytes 0xFF, which is NaN in every float. */
+  gptx_cuda_status (*poison_block)(gptx_cuda_model* model, int32_t block, gptx_cuda_error* error);
+  /* Copies the kv_block_bytes of a block to the host, and from there. */
+  gptx_cuda_status (*read_block)(gptx_cuda_model* model, int32_t block, void* out, gptx_cuda_error* error);
+  gptx_cuda_status (*write_block)(gptx_cuda_model* model, int32_t block, const void* in, gptx_cuda_error* error);
 } gptx_cuda_api;
 
 /* Null where the library does not speak this version. */

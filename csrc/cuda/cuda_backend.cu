@@ -57,6 +57,7 @@ CudaBackend::CudaBackend(Device& device, const GptConfig& config, Precision prec
       matmul_(matmul_kernels(precision)),
       attention_(attention_kernels(kv_type)),
       kv_layout_(kv_layout(config, kv_type)),
+      layers_(config.n_layer),
       kv_blocks_(kv_blocks),
       tables_(device, limits, !attention_.has_many(device, kv_layout_)) {
   kv_cache_ = static_cast<std::byte*>(device.allocate(kv_blocks * kv_block_bytes(config, kv_type), "KV cache"));
@@ -88,8 +89,7 @@ RowsView CudaBackend::make_logits(size_t rows, size_t vocab_size) {
 }
 
 CacheView CudaBackend::cache(size_t layer) const {
-  const size_t layer_bytes = kv_blocks_ * static_cast<size_t>(heads_) * kv_layout_.bytes();
-  return {.blocks = kv_cache_ + layer * layer_bytes,
+  return {.blocks = part(layer, 0),
           .layout = kv_layout_,
           .heads = heads_,
           .positions = tables_.positions(),
@@ -189,6 +189,22 @@ void CudaBackend::keep_logit_rows(Rows& x, const Batch& batch) {
   const int threads = 128;
   launch(device_, {.x = static_cast<size_t>(ceil_div(n_embd_, threads)), .threads = threads}, keep_rows, x,
          tables_.logit_rows(), static_cast<int>(batch.logit_rows.size()), n_embd_);
+}
+
+void CudaBackend::copy_block(int32_t from, int32_t to) {
+  for (size_t i = 0; i < layers_; ++i) device_.copy(part(i, to), part(i, from), part_bytes());
+}
+
+void CudaBackend::fill_block(int32_t block, int byte) {
+  for (size_t i = 0; i < layers_; ++i) device_.fill(part(i, block), byte, part_bytes());
+}
+
+void CudaBackend::download_block(std::byte* out, int32_t block) {
+  for (size_t i = 0; i < layers_; ++i) device_.download(out + i * part_bytes(), part(i, block), part_bytes());
+}
+
+void CudaBackend::upload_block(int32_t block, const std::byte* in) {
+  for (size_t i = 0; i < layers_; ++i) device_.upload(part(i, block), in + i * part_bytes(), part_bytes());
 }
 
 void CudaBackend::sample(const Rows& logits) {

@@ -52,9 +52,19 @@ class CudaBackend {
   // One token for each sample of the tables; logits may change.
   void sample(const Rows& logits);
 
+  // The KV cache block by block, `kv_block_bytes` each: the parts of the layers, in order.
+  void copy_block(int32_t from, int32_t to);
+  void fill_block(int32_t block, int byte);
+  void download_block(std::byte* out, int32_t block);
+  void upload_block(int32_t block, const std::byte* in);
+
   StepTables& tables() { return tables_; }
 
  private:
+  size_t part_bytes() const { return static_cast<size_t>(heads_) * kv_layout_.bytes(); }
+  std::byte* part(size_t layer, int32_t block) const {
+    return kv_cache_ + (layer * kv_blocks_ + static_cast<size_t>(block)) * part_bytes();
+  }
   CacheView cache(size_t layer) const;
   void run(const Rows& in, const Norm& norm, const Linear& linear, size_t rows, const Output& out);
   void attend_few(AttentionTask task, const QueryList& list);
@@ -64,6 +74,7 @@ class CudaBackend {
   const MatmulKernels& matmul_;
   const AttentionKernels& attention_;
   KvLayout kv_layout_;
+  size_t layers_;
   size_t kv_blocks_;
   std::byte* kv_cache_;      // [L, blocks, heads, KvLayout]
   std::byte* operands_;      // of the rows of a step

@@ -116,7 +116,7 @@ void* Device::allocate(size_t bytes, const char* what) {
   }
   check(status, "allocating memory");
   state_->memory.push_back(p);
-  zero(p, bytes);
+  fill(p, 0, bytes);
   return p;
 }
 
@@ -152,10 +152,16 @@ void Device::download(void* host, const void* device, size_t bytes) {
   check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, state_->stream), "copying from the device");
 }
 
-void Device::zero(void* device, size_t bytes) {
+void Device::copy(void* to, const void* from, size_t bytes) {
   state_->use();
   state_->after_kernel = false;
-  check(cudaMemsetAsync(device, 0, bytes, state_->stream), "clearing memory");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, state_->stream), "copying on the device");
+}
+
+void Device::fill(void* device, int byte, size_t bytes) {
+  state_->use();
+  state_->after_kernel = false;
+  check(cudaMemsetAsync(device, byte, bytes, state_->stream), "filling memory");
 }
 
 void Device::launch(const LaunchShape& shape, const void* kernel, void** arguments) {

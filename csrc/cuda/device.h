@@ -45,7 +45,8 @@ class Device {
   // The queue. Host memory of a copy must stay until `synchronize`; outside a recording it may be of any kind.
   void upload(void* device, const void* host, size_t bytes);
   void download(void* host, const void* device, size_t bytes);
-  void zero(void* device, size_t bytes);
+  void copy(void* to, const void* from, size_t bytes);  // both on the device
+  void fill(void* device, int byte, size_t bytes);
   void launch(const LaunchShape& shape, const void* kernel, void** arguments);
   void launch(const LaunchShape& shape, std::function<void()> kernel);  // emulated
   void synchronize();

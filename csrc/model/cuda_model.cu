@@ -1,11 +1,14 @@
 // Gpt<CudaBackend> behind the C interface of libgptx_cuda.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -70,7 +73,11 @@ struct gptx_cuda_model {
               .qkv = backend_.make_rows(o.rows, qkv_width(config_)),
               .y = backend_.make_rows(o.rows, config_.n_embd),
               .mlp = backend_.make_rows(o.rows, config_.n_inner),
-              .logits = backend_.make_logits(o.logit_rows, config_.vocab_size)}) {
+              .logits = backend_.make_logits(o.logit_rows, config_.vocab_size)}),
+        final_gain_(config_.n_embd),
+        final_bias_(config_.n_embd) {
+    device_.download(final_gain_.data(), gpt_.final_norm().gain, config_.n_embd * sizeof(float));
+    device_.download(final_bias_.data(), gpt_.final_norm().bias, config_.n_embd * sizeof(float));
     device_.staging(0);
   }
 
@@ -80,29 +87,39 @@ struct gptx_cuda_model {
       const gptx_cuda_part& p = step.parts[i];
       batch.add({p.tokens, p.n_tokens}, p.position, {p.blocks, p.n_blocks}, p.n_logits);
     }
-    std::vector<SamplingParams> params;
-    std::vector<SampleTask> samples;
-    params.reserve(step.n_samples);
+    // Whether every sequence has one row, and it wants logits. Such a step is recorded, with a token for each row in
+    // order. Where the device is to choose none, it chooses a greedy one that nobody reads: that leaves the logits as
+    // they are, and costs less than to run without a recording.
+    const bool decode = batch.size() == step.n_parts && batch.logit_rows.size() == step.n_parts;
+    if (step.length > 1 && !(decode && step.n_samples == step.n_parts)) {
+      throw std::invalid_argument("a step of several tokens that is not all decode");
+    }
+    SamplingParams greedy;
+    greedy.temperature = 0.0;
+    std::vector<SamplingParams> params(step.n_samples);
+    std::vector<SampleTask> samples(decode ? step.n_parts : step.n_samples);
+    for (size_t row = 0; decode && row < samples.size(); ++row) {
+      samples[row].logit_row = row;
+      samples[row].params = &greedy;
+    }
+    const auto slot = [&](uint64_t i) { return decode ? step.samples[i].logit_row : i; };
     for (uint64_t i = 0; i < step.n_samples; ++i) {
       const gptx_cuda_sample& s = step.samples[i];
-      SamplingParams& p = params.emplace_back();
+      SamplingParams& p = params[i];
       p.repetition_penalty = s.repetition_penalty;
       p.temperature = s.temperature;
       p.top_k = s.top_k;
       p.top_p = s.top_p;
       p.min_p = s.min_p;
       p.seed = s.seed;
-      samples.push_back({.logit_row = s.logit_row,
-                         .position = s.position,
-                         .prompt = 0,
-                         .sequence = {s.sequence, s.n_sequence},
-                         .banned = {s.banned, s.n_banned},
-                         .allowed = {},
-                         .params = &p});
+      samples[slot(i)] = {.logit_row = s.logit_row,
+                          .position = s.position,
+                          .prompt = 0,
+                          .sequence = {s.sequence, s.n_sequence},
+                          .banned = {s.banned, s.n_banned},
+                          .allowed = {},
+                          .params = &p};
     }
-    const bool decode = batch.size() == step.n_parts && batch.logit_rows.size() == step.n_parts &&
-                        step.n_samples == step.n_parts;
-    if (step.length > 1 && !decode) throw std::invalid_argument("a step of several tokens that is not all decode");
     backend_.tables().upload(batch, samples, decode, step.length);
     if (decode) {
       // The usual lengths are recorded whole; what is left at the end of a text goes token by token.
@@ -114,13 +131,43 @@ struct gptx_cuda_model {
     backend_.tables().download_chosen(step.length);
     device_.synchronize();
     const std::span<const int32_t> chosen = backend_.tables().chosen();
-    std::copy(chosen.begin(), chosen.end(), tokens);
+    for (uint64_t t = 0; t < step.length; ++t) {
+      for (uint64_t i = 0; i < step.n_samples; ++i) *tokens++ = chosen[t * samples.size() + slot(i)];
+    }
   }
 
   void logits(uint64_t row, float* out) {
     device_.download(out, gpt_.logits().row(static_cast<int>(row)), config_.vocab_size * sizeof(float));
     device_.synchronize();
   }
+
+  // The final norm again, on the host: on the device it is part of the product that makes the logits.
+  void hidden(uint64_t row, float* out) {
+    const size_t n = config_.n_embd;
+    device_.download(out, gpt_.hidden().row(static_cast<int>(row)), n * sizeof(float));
+    device_.synchronize();
+    const auto count = static_cast<double>(n);
+    const double mean = std::accumulate(out, out + n, 0.0) / count;
+    double squares = 0.0;
+    for (size_t i = 0; i < n; ++i) squares += (out[i] - mean) * (out[i] - mean);
+    const double inverse = 1.0 / std::sqrt(squares / count + double{config_.layer_norm_epsilon});
+    for (size_t i = 0; i < n; ++i) {
+      out[i] = static_cast<float>((out[i] - mean) * inverse * double{final_gain_[i]} + double{final_bias_[i]});
+    }
+  }
+
+  void copy_block(int32_t from, int32_t to) { backend_.copy_block(from, to); }
+  void poison_block(int32_t block) { backend_.fill_block(block, 0xFF); }
+  void read_block(int32_t block, void* out) {
+    backend_.download_block(static_cast<std::byte*>(out), block);
+    device_.synchronize();
+  }
+  void write_block(int32_t block, const void* in) {
+    backend_.upload_block(block, static_cast<const std::byte*>(in));
+    device_.synchronize();
+  }
+
+  std::mutex mutex;  // held through every call
 
  private:
   // Every sequence of a decode step has one row; its kernels differ by the number of rows and of KV
@@ -201,6 +248,7 @@ struct gptx_cuda_model {
   std::deque<cuda::Matrix> matrices_;
   CudaBackend backend_;
   Gpt<CudaBackend> gpt_;
+  std::vector<float> final_gain_, final_bias_;  // of the norm in front of the logits, on the host
   std::map<std::array<size_t, 4>, std::shared_ptr<cuda::Device::Recording>> recordings_;
 };
 
@@ -233,6 +281,15 @@ gptx_cuda_status guarded(gptx_cuda_error* error, F f) noexcept {
   }
 }
 
+// The same for a function of a model, one at a time: a queue is not to be filled by two, least while it is recorded.
+template <class F>
+gptx_cuda_status locked(gptx_cuda_model* model, gptx_cuda_error* error, F f) noexcept {
+  return guarded(error, [&] {
+    const std::lock_guard lock(model->mutex);
+    f();
+  });
+}
+
 constexpr gptx_cuda_api kApi = {
     .abi = GPTX_CUDA_ABI,
     .size = sizeof(gptx_cuda_api),
@@ -251,10 +308,26 @@ constexpr gptx_cuda_api kApi = {
     .close = [](gptx_cuda_model* model) { delete model; },
     .run = [](gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
               gptx_cuda_error* error) -> gptx_cuda_status {
-      return guarded(error, [&] { model->run(*step, tokens); });
+      return locked(model, error, [&] { model->run(*step, tokens); });
     },
     .logits = [](gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error) -> gptx_cuda_status {
-      return guarded(error, [&] { model->logits(row, out); });
+      return locked(model, error, [&] { model->logits(row, out); });
+    },
+    .hidden = [](gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { model->hidden(row, out); });
+    },
+    .copy_block = [](gptx_cuda_model* model, int32_t from, int32_t to, gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { model->copy_block(from, to); });
+    },
+    .poison_block = [](gptx_cuda_model* model, int32_t block, gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { model->poison_block(block); });
+    },
+    .read_block = [](gptx_cuda_model* model, int32_t block, void* out, gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { model->read_block(block, out); });
+    },
+    .write_block = [](gptx_cuda_model* model, int32_t block, const void* in,
+                      gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { model->write_block(block, in); });
     },
 };
 

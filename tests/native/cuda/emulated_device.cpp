@@ -72,8 +72,11 @@ void Device::upload(void* device, const void* host, size_t bytes) {
 void Device::download(void* host, const void* device, size_t bytes) {
   state_->queue.push_back({.run = [=] { std::memcpy(host, device, bytes); }});
 }
-void Device::zero(void* device, size_t bytes) {
-  state_->queue.push_back({.run = [=] { std::memset(device, 0, bytes); }});
+void Device::copy(void* to, const void* from, size_t bytes) {
+  state_->queue.push_back({.run = [=] { std::memcpy(to, from, bytes); }});
+}
+void Device::fill(void* device, int byte, size_t bytes) {
+  state_->queue.push_back({.run = [=] { std::memset(device, byte, bytes); }});
 }
 void Device::launch(const LaunchShape& shape, std::function<void()> kernel) {
   if (shape.shared_bytes > state_->properties.shared_bytes) {
