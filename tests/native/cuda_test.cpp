@@ -1,7 +1,8 @@
 // libgptx_cuda on the emulator, driven through its C interface: for every precision and cache the logits of a
-// sequence are the same bits in one piece, in chunks, token by token and in company; and the tokens that it draws are
-// those of the CPU's sampler. Run under the sanitizers.
+// sequence are the same bits in one piece, in chunks, token by token and in company, whatever memory holds that they do
+// not see; and the tokens that it draws are those of the CPU's sampler. Run under the sanitizers.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -18,6 +19,7 @@ namespace {
 constexpr uint64_t kVocab = 83, kContext = 200, kLayers = 2, kHeads = 2, kEmbd = 40, kInner = 90;
 constexpr uint64_t kWidth = 32;  // of a head of 20, padded
 constexpr uint64_t kLogitRows = 64;
+constexpr int32_t kBlocks = 40;
 
 uint64_t up(uint64_t n, uint64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -86,6 +88,7 @@ struct Model {
   const gptx_cuda_api* api = gptx_cuda_get_api(GPTX_CUDA_ABI);
   gptx_cuda_model* model = nullptr;
   gptx_cuda_error error{};
+  uint64_t kv_block_bytes = 0;
   bool failed = false;
 
   Model(const Weights& weights, int precision, int kv_type) {
@@ -104,11 +107,12 @@ struct Model {
     o.n_tensors = weights.tensors.size();
     o.precision = precision;
     o.kv_type = kv_type;
-    o.kv_blocks = 40;
+    o.kv_blocks = kBlocks;
     o.rows = 256;
     o.logit_rows = kLogitRows;
     o.steps_ahead = 4;
     check(api->open(&o, &model, &error));
+    kv_block_bytes = api->kv_block_bytes(&o);
   }
   ~Model() { api->close(model); }
   void check(gptx_cuda_status status) {
@@ -158,6 +162,10 @@ bool check_mode(const Weights& weights, int precision, int kv_type) {
 
   m.logits(tokens, 0, 86, 0, one);  // in a piece of many rows
   const std::vector<float> whole = m.logits(tokens, 86, 150, 64, one);
+  // From here on nothing but what a sequence wrote itself is a number.
+  for (int32_t block = 0; block < kBlocks; ++block) m.check(m.api->poison_block(m.model, block, &m.error));
+  m.logits(tokens, 0, 86, 0, one);
+  expect(same(m.logits(tokens, 86, 150, 64, one), whole.data()), "poisoned memory", 86);
   for (const uint64_t chunk : {1, 9, 40}) {
     m.logits(tokens, 0, 86, 0, two, chunk % 3);
     for (uint64_t at = 86; at < 150; at += chunk) {
@@ -185,6 +193,45 @@ bool check_mode(const Weights& weights, int precision, int kv_type) {
     single.push_back(token = chosen);
   }
   expect(ahead == single, "a step of several tokens", 4);
+
+  // A block goes to another place, on the device and by way of the host.
+  const uint64_t block_bytes = m.kv_block_bytes;
+  std::vector<char> bytes(block_bytes);
+  m.logits(tokens, 0, 100, 0, one);
+  m.check(m.api->copy_block(m.model, one[0], 20, &m.error));
+  m.check(m.api->read_block(m.model, one[1], bytes.data(), &m.error));
+  m.check(m.api->write_block(m.model, 21, bytes.data(), &m.error));
+  m.check(m.api->poison_block(m.model, one[0], &m.error));
+  m.check(m.api->poison_block(m.model, one[1], &m.error));
+  m.check(m.api->read_block(m.model, one[1], bytes.data(), &m.error));
+  expect(std::count(bytes.begin(), bytes.end(), '\xff') == static_cast<int64_t>(block_bytes), "a poisoned block", 0);
+  m.logits(tokens, 100, 101, 0, {20, 21}, 2);
+  expect(same(m.logits(tokens, 101, 110, 9, {20, 21}), &whole[15 * kVocab]), "a moved block", 101);
+
+  // Two rows that share a block: which of them have a token chosen, and in which order, changes none.
+  const std::vector<int32_t> left = {20, 21}, right = {20, 30};
+  m.logits(tokens, 64, 80, 0, right);
+  const gptx_cuda_part pair[] = {{&tokens[110], 1, 110, left.data(), left.size(), 1},
+                                 {&tokens[80], 1, 80, right.data(), right.size(), 1}};
+  gptx_cuda_sample samples[] = {sample, sample};
+  samples[1].logit_row = 1;
+  samples[1].seed = 12;
+  const auto choose = [&](std::vector<gptx_cuda_sample> some) {
+    const gptx_cuda_step decode{pair, 2, some.data(), some.size(), 1};
+    std::vector<int32_t> chosen(some.size(), -2);
+    m.check(m.api->run(m.model, &decode, chosen.data(), &m.error));
+    return chosen;
+  };
+  const std::vector<int32_t> both = choose({samples[0], samples[1]});
+  expect(choose({samples[1], samples[0]}) == std::vector{both[1], both[0]}, "samples in another order", 2);
+  expect(choose({samples[1]}) == std::vector{both[1]}, "a sample of the second row", 1);
+  samples[1].repetition_penalty = 1.5;
+  samples[1].sequence = tokens.data();
+  samples[1].n_sequence = 80;
+  choose({samples[1]});
+  std::vector<float> row(kVocab);
+  m.check(m.api->logits(m.model, 0, row.data(), &m.error));
+  expect(same(row, &whole[24 * kVocab]), "a row without a sample", 110);
   return good && !m.failed;
 }
 
@@ -230,10 +277,35 @@ bool check_sampling(const Weights& weights) {
   return good && !m.failed;
 }
 
+// The hidden state, multiplied by the head here, is the logits.
+bool check_hidden(const Weights& weights) {
+  Model m(weights, 0, 0);
+  std::vector<int32_t> tokens(30);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 31 % kVocab);
+  const std::vector<char>& bytes = weights.data.back();
+  std::vector<float> wte(bytes.size() / 4), hidden(kEmbd);
+  std::memcpy(wte.data(), bytes.data(), bytes.size());
+  bool good = true;
+  for (const uint64_t n : {uint64_t{30}, uint64_t{4}}) {  // with every row in the last layer, and with few
+    const std::vector<float> logits = m.logits(tokens, 0, 30, n, {4});
+    for (uint64_t i = 0; i < n; ++i) {
+      m.check(m.api->hidden(m.model, i, hidden.data(), &m.error));
+      for (uint64_t v = 0; v < kVocab; ++v) {
+        double sum = 0;
+        for (uint64_t k = 0; k < kEmbd; ++k) sum += double{hidden[k]} * double{wte[(v / 16 * kEmbd + k) * 16 + v % 16]};
+        good = good && std::abs(sum - double{logits[i * kVocab + v]}) < 1e-5;
+      }
+    }
+  }
+  if (!good) std::fprintf(stderr, "a hidden state is not what the head multiplies\n");
+  return good && !m.failed;
+}
+
 }  // namespace
 
 int main() {
   bool good = check_sampling(Weights(0));
+  good = check_hidden(Weights(0)) && good;
   struct Mode {
     int dtype, precision, kv_type;
   };

@@ -126,14 +126,17 @@ struct Attention {
     }
   }
 
-  // The product of a panel with an operand in shared memory; `w` holds its first tiles.
+  // The product of a panel with an operand in shared memory; `w` holds its first tiles. `mend(words, tile)` may change
+  // what was loaded.
+  template <class Mend>
   GPTX_DEVICE void multiply(float (&c)[Groups][4], uint4 (&w)[kAhead], const std::byte* matrix, int panel, int tiles,
-                            const std::byte* operand) const {
+                            const std::byte* operand, Mend mend) const {
     for (int first = 0; first < tiles; first += kAhead) {
       if (first > 0) load(w, matrix, panel, tiles, first);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         if (first + i >= tiles) break;
+        mend(w[i], first + i);
 #pragma unroll
         for (int g = 0; g < Groups; ++g) {
           const auto* const o = reinterpret_cast<const O*>(operand) + (g * tiles + first + i) * kWarp + lane_index();
@@ -150,7 +153,8 @@ struct Attention {
     const float* const value_scale = key_scale + kBlock;
     const int g = lane_index() / 4, t = lane_index() % 4;
     float c[Groups][4] = {};
-    multiply(c, keys, block, warp_index(), kv.key_tiles(), shared);
+    // A position is a row of this product, so what memory holds behind the last one stays there.
+    multiply(c, keys, block, warp_index(), kv.key_tiles(), shared, [](uint4&, int) {});
 
     const auto in_block = [&](int i) { return warp_index() * kPanel + g + i / 2 * 8; };
     const auto row_of = [&](int group, int i) { return group * kRows + t * 2 + i % 2; };
@@ -202,7 +206,7 @@ struct Attention {
   }
 
   GPTX_DEVICE void store_weight(int r, int position, float weight, const float* value_scale) const {
-    if (kv.scaled) weight *= value_scale[position];
+    if (kv.scaled && weight != 0.0f) weight *= value_scale[position];  // of a hidden position it may be anything
     constexpr int kElement = kLaneBytes<P> / 2 / P::kInputs;  // bytes of an input
     std::byte* const p = shared + layout.weights_begin() +
                          operand_offset(r, position / P::kInputs, kv.value_tiles(), kLaneBytes<P>) +
@@ -214,15 +218,29 @@ struct Attention {
     }
   }
 
-  // Calls f(row, d, value) for the weighted values of a block; each element is always the same lane's. `values` holds
+  // The bits of a word of which the first n inputs are kept.
+  GPTX_DEVICE static uint32_t first_inputs(int n) {
+    if (n >= P::kInputs) return 0xffffffffu;
+    return n <= 0 ? 0u : 0xffffffffu >> (32 - 32 / P::kInputs * n);
+  }
+
+  // Calls f(row, d, value) for the weighted values of block b; each element is always the same lane's. `values` holds
   // the first tiles of this warp's first panel.
   template <class F>
-  GPTX_DEVICE void for_each_value(const std::byte* block, uint4 (&values)[kAhead], F f) const {
+  GPTX_DEVICE void for_each_value(int b, const std::byte* block, uint4 (&values)[kAhead], F f) const {
     const std::byte* const matrix = block + kv.value_begin();
+    // Behind the positions that the queries see memory may hold anything, and 0 * NaN is NaN; bytes are always numbers.
+    const int seen = query.position + query.rows - b * kBlock;
+    const auto hide_unseen = [&](uint4& w, int tile) {
+      if (P::kInputs == 4 || seen >= kBlock) return;
+      const int rest = seen - (tile * kTileLines + lane_index() % 4) * P::kInputs;
+      const uint32_t near = first_inputs(rest), far = first_inputs(rest - kTileLines / 2 * P::kInputs);
+      w = {w.x & near, w.y & near, w.z & far, w.w & far};
+    };
     for (int panel = warp_index(); panel < kv.head_width / kPanel; panel += kAttentionWarps) {
       float c[Groups][4] = {};
       if (panel != warp_index()) load(values, matrix, panel, kv.value_tiles());
-      multiply(c, values, matrix, panel, kv.value_tiles(), shared + layout.weights_begin());
+      multiply(c, values, matrix, panel, kv.value_tiles(), shared + layout.weights_begin(), hide_unseen);
 #pragma unroll
       for (int group = 0; group < Groups; ++group) {
 #pragma unroll
@@ -277,7 +295,7 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 2) attend_many(AttentionTa
       new_weight[r] = fold.new_weight;
     }
     sync_block();
-    attention.for_each_value(block, values, [&](int r, int d, float value) {
+    attention.for_each_value(b, block, values, [&](int r, int d, float value) {
       float& o = out[r * stride + d];
       o = Fold::apply(o, old_weight[r], value, new_weight[r]);
     });
@@ -309,7 +327,7 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 8) attend_few(AttentionTas
   attention.load_queries();
   attention.weigh(block_x(), block, keys);
   if (blocks == 1) {
-    attention.for_each_value(block, values, [&](int r, int d, float value) {
+    attention.for_each_value(0, block, values, [&](int r, int d, float value) {
       if (r >= attention.query.rows) return;
       float m = -INFINITY, l = 0.0f;
       const Fold fold(m, l, attention.block_maximum(r), attention.block_sum(r));
@@ -317,7 +335,7 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 8) attend_few(AttentionTas
     });
     return;
   }
-  attention.for_each_value(block, values, [&](int r, int d, float value) {
+  attention.for_each_value(block_x(), block, values, [&](int r, int d, float value) {
     if (r < rows) mine[r * width + d] = value;
   });
   if (thread_index() < rows) {

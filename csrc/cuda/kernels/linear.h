@@ -89,9 +89,14 @@ struct Output {
     const int width = cache.layout.head_width;
     const int head = n / (3 * width), part = n / width % 3, d = n % width;
     if (part == 0 || cache.layout.scaled) *p = value;
-    if (part == 0 || cache.layout.scaled || d >= cache.layout.head_size) return;
+    if (part == 0 || cache.layout.scaled) return;
     const int inputs = cache.layout.inputs;
     std::byte* const base = cache.head(place.block, head);
+    // Behind the end of a head a query is zero, but 0 * NaN is NaN: a key is written up to the end of its last tile.
+    if (d >= cache.layout.head_size) {
+      if (part == 2 || d >= cache.layout.key_tiles() * kTileLines * inputs) return;
+      value = 0.0f;
+    }
     if (part == 1) {
       store_cached(base + weight_offset(place.position, d, cache.layout.key_tiles(), inputs), inputs, value);
     } else {
