@@ -1,9 +1,16 @@
 // A model behind libgptx_cuda as a Runner.
 #include <unistd.h>
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "core/cpu_count.h"
 #include "core/error.h"
+#include "core/thread_team.h"
+#include "cpu/isa.h"
+#include "cpu/logprobs.h"
+#include "cpu/sampler.h"
 #include "model/cuda_library.h"
 #include "model/runner.h"
 
@@ -12,6 +19,8 @@ namespace {
 
 // Tokens of one call where nothing else is to be computed: what is lost to a stop string is little.
 constexpr size_t kStepsAhead = 8;
+// The most threads that choose tokens on the host.
+constexpr int kHostThreads = 8;
 
 void raise(gptx_cuda_status status, const gptx_cuda_error& error) {
   switch (status) {
@@ -56,11 +65,18 @@ gptx_cuda_model_options options_of(const GptConfig& config, const CudaOptions& o
           .steps_ahead = kStepsAhead};
 }
 
+// Whether the device can choose a token; all others are chosen on the host, from the logits of the device.
+bool is_for_device(const SampleTask& task) {
+  return task.params->is_simple() && task.allowed.empty() && task.forced == kNoToken;
+}
+
 class CudaRunner final : public Runner {
  public:
   CudaRunner(const GptConfig& config, const WeightSource& weights, const StepLimits& limits, size_t kv_blocks,
              const CudaOptions& options)
-      : api_(usable_cuda_library(options.library)), vocab_size_(config.vocab_size) {
+      : api_(usable_cuda_library(options.library)),
+        vocab_size_(config.vocab_size),
+        chooser_(config.vocab_size, cpu::kernels_named("")) {
     gptx_cuda_device device;
     call(api_.device, options.ordinal, &device);
     if (device.usable == 0) {
@@ -102,8 +118,14 @@ class CudaRunner final : public Runner {
                         .n_logits = batch.logit_counts[s]});
       row += n;
     }
+    // A step of several tokens has none for the host: their parameters are stateless.
     samples_.clear();
-    for (const SampleTask& task : step.samples) {
+    for_device_.clear();
+    for_host_.clear();
+    for (size_t i = 0; i < step.samples.size(); ++i) {
+      const SampleTask& task = step.samples[i];
+      (is_for_device(task) ? for_device_ : for_host_).push_back(i);
+      if (!is_for_device(task)) continue;
       samples_.push_back({.logit_row = task.logit_row,
                           .position = task.position,
                           .seed = task.params->seed,
@@ -122,29 +144,57 @@ class CudaRunner final : public Runner {
                              .samples = samples_.data(),
                              .n_samples = samples_.size(),
                              .length = step.length};
-    std::vector<int32_t> tokens(step.length * step.samples.size());
+    std::vector<int32_t> tokens(step.length * samples_.size());
     call(api_.run, model_, &out, tokens.data());
-    for (size_t i = 0; i < tokens.size(); ++i) result.chosen[i].token = tokens[i];
-    rows_.clear();
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      const size_t t = i / samples_.size(), sample = for_device_[i % samples_.size()];
+      result.chosen[t * step.samples.size() + sample].token = tokens[i];
+    }
+    if (!for_host_.empty() || !step.scores.empty()) run_on_host(step, result);
     return !interrupted || !interrupted();
   }
 
   std::span<const float> logits(size_t i) override {
     check_process();
-    rows_.resize(vocab_size_);
-    call(api_.logits, model_, i, rows_.data());
-    return rows_;
+    row_.resize(vocab_size_);
+    call(api_.logits, model_, i, row_.data());
+    return row_;
   }
 
-  void hidden(size_t, std::span<float>) override {}
+  void hidden(size_t i, std::span<float> out) override {
+    check_process();
+    call(api_.hidden, model_, i, out.data());
+  }
+
   void state(size_t, size_t, std::span<float>) override {}
   bool keeps_states() const override { return false; }
-  void choose(std::span<float>, const SampleTask&, Choice&) override {}
-  void candidates(std::span<const float>, std::span<float>, const SampleTask&, size_t, Candidates&) override {}
-  void copy_block(int32_t, int32_t) override {}
-  void poison_block(int32_t) override {}
-  void read_block(int32_t, std::span<std::byte>) override {}
-  void write_block(int32_t, std::span<const std::byte>) override {}
+
+  void choose(std::span<float> logits, const SampleTask& task, Choice& out) override {
+    chooser_.sample(logits, task, out);
+  }
+  void candidates(std::span<const float> logits, std::span<float> given, const SampleTask& task, size_t n,
+                  Candidates& out) override {
+    chooser_.candidates(logits, given, task, n, out);
+  }
+
+  void copy_block(int32_t from, int32_t to) override {
+    check_process();
+    call(api_.copy_block, model_, from, to);
+  }
+  // Called where blocks are given back, which cannot fail: what is wrong with the device, its next step says.
+  void poison_block(int32_t block) override {
+    if (getpid() != process_) return;
+    gptx_cuda_error error = {};
+    static_cast<void>(api_.poison_block(model_, block, &error));
+  }
+  void read_block(int32_t block, std::span<std::byte> out) override {
+    check_process();
+    call(api_.read_block, model_, block, static_cast<void*>(out.data()));
+  }
+  void write_block(int32_t block, std::span<const std::byte> in) override {
+    check_process();
+    call(api_.write_block, model_, block, static_cast<const void*>(in.data()));
+  }
 
   size_t steps_ahead() const override { return kStepsAhead; }
   size_t kv_block_bytes() const override { return kv_block_bytes_; }
@@ -153,6 +203,42 @@ class CudaRunner final : public Runner {
   std::string isa() const override { return name_; }
 
  private:
+  // Threads that choose tokens from logits of the device, with what each of them needs.
+  struct Host {
+    explicit Host(size_t vocab_size)
+        : team(std::min(usable_cpus(), kHostThreads)),
+          samplers(static_cast<size_t>(team.size()), cpu::Sampler(vocab_size, kernels)) {}
+    const cpu::KernelTable& kernels = cpu::kernels_named("");
+    ThreadTeam team;
+    std::vector<cpu::Sampler> samplers;
+  };
+
+  // The scores of a step, and the tokens that the device does not choose. Every row comes to the host once.
+  void run_on_host(const Step& step, StepResult& result) {
+    if (!host_) host_ = std::make_unique<Host>(vocab_size_);
+    places_.assign(step.batch.logit_rows.size(), kNowhere);
+    size_t n = 0;
+    const auto want = [&](size_t row) {
+      if (places_[row] == kNowhere) places_[row] = n++;
+    };
+    for (const ScoreTask& task : step.scores) want(task.logit_row);
+    for (const size_t i : for_host_) want(step.samples[i].logit_row);
+    rows_.resize(n * vocab_size_);
+    for (size_t row = 0; row < places_.size(); ++row) {
+      if (places_[row] != kNowhere) call(api_.logits, model_, row, rows_.data() + places_[row] * vocab_size_);
+    }
+    const auto row_of = [&](size_t row) { return std::span(rows_).subspan(places_[row] * vocab_size_, vocab_size_); };
+    host_->team.run([&](int rank) {
+      host_->team.for_each(rank, step.scores.size(), [&](size_t i) {
+        cpu::score(host_->kernels, row_of(step.scores[i].logit_row), step.scores[i], result.scores[i]);
+      });
+      host_->team.for_each(rank, for_host_.size(), [&](size_t i) {
+        const SampleTask& task = step.samples[for_host_[i]];
+        host_->samplers[static_cast<size_t>(rank)].sample(row_of(task.logit_row), task, result.chosen[for_host_[i]]);
+      });
+    });
+  }
+
   static std::string capability_text(int32_t capability) {
     return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
   }
@@ -173,7 +259,14 @@ class CudaRunner final : public Runner {
   std::string name_;
   std::vector<gptx_cuda_part> parts_;
   std::vector<gptx_cuda_sample> samples_;
-  std::vector<float> rows_;
+  std::vector<size_t> for_device_, for_host_;  // which samples of the step are whose
+  std::vector<float> row_;                     // the logits that were asked for last [V]
+  cpu::Sampler chooser_;
+
+  static constexpr size_t kNowhere = ~size_t{0};
+  std::unique_ptr<Host> host_;   // once it is needed
+  std::vector<size_t> places_;   // of the step's logits, in rows_
+  std::vector<float> rows_;      // [those that the host needs, V]
 };
 
 }  // namespace
