@@ -67,7 +67,7 @@ gptx_cuda_model_options options_of(const GptConfig& config, const CudaOptions& o
 
 // Whether the device can choose a token; all others are chosen on the host, from the logits of the device.
 bool is_for_device(const SampleTask& task) {
-  return task.params->is_simple() && task.allowed.empty() && task.forced == kNoToken;
+  return task.params->is_simple() && task.allowed.empty() && task.bias.empty() && task.forced == kNoToken;
 }
 
 class CudaRunner final : public Runner {
