@@ -123,7 +123,13 @@ Engine::Outcome Engine::step(const Interrupted& interrupted) {
     const std::lock_guard lock(locks_->state);
     drop_released();
     if (end_overdue()) return Outcome::kRan;
-    parts = plan(next);
+    try {
+      plan(next, parts);
+    } catch (...) {  // of a device that cannot copy a block
+      undo_drafts(parts);
+      for (const Part& part : parts) part.request->stepping = false;
+      throw;
+    }
   }
   if (parts.empty()) return Outcome::kIdle;
 

@@ -112,7 +112,7 @@ class Engine {
 
   // step.cpp: what goes into a step, and what comes of it
   bool end_overdue();
-  std::vector<Part> plan(Step& step);
+  void plan(Step& step, std::vector<Part>& parts);
   Start try_start(Request& request);
   void add_part(Step& step, std::vector<Part>& parts, Request& request);
   void draft(Request& request, size_t rows) const;

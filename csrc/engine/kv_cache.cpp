@@ -37,7 +37,12 @@ size_t KvCache::reserve(Sequence& s, size_t end) {
   if (first < s.blocks.size() && !pool_.is_exclusive(s.blocks[first])) {
     const std::optional<int32_t> copy = take();
     if (!copy) return s.computed;
-    if (s.computed % kBlockTokens != 0) runner_.copy_block(s.blocks[first], *copy);
+    try {
+      if (s.computed % kBlockTokens != 0) runner_.copy_block(s.blocks[first], *copy);
+    } catch (...) {  // of a device
+      drop(*copy);
+      throw;
+    }
     drop(s.blocks[first]);
     s.blocks[first] = *copy;
   }

@@ -18,8 +18,7 @@ bool Engine::end_overdue() {
 }
 
 // Decode rows first, since a prompt can wait longer than a reader; prompts fill up the step, first come first served.
-std::vector<Engine::Part> Engine::plan(Step& step) {
-  std::vector<Part> parts;
+void Engine::plan(Step& step, std::vector<Part>& parts) {
   const auto decodes = [](const Request& r) { return r.sequence.computed > 0 && r.pending() == 1; };
   for (const auto& request : requests_) {
     if (request->is_runnable() && decodes(*request)) add_part(step, parts, *request);
@@ -36,7 +35,6 @@ std::vector<Engine::Part> Engine::plan(Step& step) {
     add_part(step, parts, *request);
   }
   plan_ahead(step, parts);
-  return parts;
 }
 
 // Takes what the cache has of a request. It is not begun where another one is about to compute the next block of
@@ -64,7 +62,12 @@ void Engine::add_part(Step& step, std::vector<Part>& parts, Request& request) {
   draft(request, std::min(row_room, logit_room));
 
   size_t end = std::min({request.rows_end(), s.computed + row_room, first_logit + logit_room});
-  if (end > s.computed) end = reserve(request, end);
+  try {
+    if (end > s.computed) end = reserve(request, end);
+  } catch (...) {
+    s.tokens.resize(real);
+    throw;
+  }
   const size_t drafted = end + s.begin > real ? end + s.begin - real : 0;
   s.tokens.resize(real + drafted);
   if (end <= s.computed) return;
