@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from gptx.sampling import MAX_LOGPROBS
 if TYPE_CHECKING:
     from gptx.model import Model, Prompt
 
-_T = TypeVar("_T")
+_GROUPS = 64  # prompts that are held at a time
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def logprobs(model: Model, prompts: Sequence[Prompt], *, top: int, bos: bool) ->
     lone = [i for i, ids in enumerate(texts) if len(ids) == 1]
     found = _scored(model, [(ids, 1, 0) for ids in texts if len(ids) > 1], top=top)
     for i in lone:
-        found.insert(i, _Scored.empty(top))
+        found.insert(i, Scored.empty(top))
     return [_aligned(ids, scored) for ids, scored in zip(texts, found, strict=True)]
 
 
@@ -89,7 +89,7 @@ def score(
 ) -> list[float]:
     if prompt is None:
         return [scores.total for scores in logprobs(model, texts, top=0, bos=bos)]
-    return [float(s.sum()) for s in _given(model, prompt, texts, bos=bos)]
+    return [float(s.sum()) for s in given(model, [(prompt, texts)], bos=bos)[0]]
 
 
 def choose(
@@ -99,7 +99,17 @@ def choose(
         raise ParameterError("options", options, "a sequence of at least one text")
     if normalize not in ("sum", "mean", "bytes"):
         raise ParameterError("normalize", normalize, "one of 'sum', 'mean', 'bytes'")
-    scores = np.array([float(s.sum()) for s in _given(model, prompt, options, bos=bos)])
+    return chosen(model, options, given(model, [(prompt, options)], bos=bos)[0], normalize)
+
+
+def chosen(
+    model: Model,
+    options: Sequence[Prompt],
+    logprobs: Sequence[NDArray[np.float32]],
+    normalize: str,
+) -> Choice:
+    """The best of several options, given the log-probabilities of the tokens of each."""
+    scores = np.array([float(s.sum()) for s in logprobs])
     if normalize == "mean":
         scores /= [len(model._ids(option)) for option in options]
     if normalize == "bytes":
@@ -153,14 +163,16 @@ def embed(
     return out
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
+    """Scores of the tokens behind a given place, as in `TokenScores`."""
+
     logprobs: NDArray[np.float32]  # [n], and so on
     ranks: NDArray[np.int32]
     top_ids: NDArray[np.int32]
     top_logprobs: NDArray[np.float32]
 
     @classmethod
-    def empty(cls, top: int) -> _Scored:
+    def empty(cls, top: int) -> Scored:
         rows = np.zeros((0, top))
         return cls(
             np.zeros(0, np.float32),
@@ -170,29 +182,68 @@ class _Scored(NamedTuple):
         )
 
 
-def _given(
-    model: Model, prompt: Prompt, options: Sequence[Prompt], *, bos: bool
-) -> list[NDArray[np.float32]]:
-    """The log-probabilities of the tokens of each option behind the prompt, computed once.
+def given(
+    model: Model, groups: Sequence[tuple[Prompt, Sequence[Prompt]]], *, bos: bool
+) -> list[list[NDArray[np.float32]]]:
+    """Of each (prompt, options) the log-probabilities of the tokens of each option behind it.
 
     A token may reach from the prompt into an option. All options are compared from the last place
     where none has done so yet.
     """
-    wholes = [_behind(model, prompt, option, bos) for option in options]
-    given = _with_bos(model, prompt, bos)
-    shared = min([len(given), *(_common(given, whole) for whole in wholes)])
-    if shared == 0:
-        raise ParameterError(
-            "prompt", prompt, "one that shares a token with its options, or bos=True"
-        )
-    shared = min([shared, *(len(whole) - 1 for whole in wholes)])
-    request = model._engine.submit(given[:shared], sampling={}, max_new_tokens=1, held=True)
+    shares = []
+    for prompt, options in groups:
+        wholes = [_behind(model, prompt, option, bos) for option in options]
+        ids = _with_bos(model, prompt, bos)
+        shared = min([len(ids), *(_common(ids, whole) for whole in wholes)])
+        if shared == 0:
+            raise ParameterError(
+                "prompt", prompt, "one that shares a token with its options, or bos=True"
+            )
+        shares.append((wholes, min([shared, *(len(whole) - 1 for whole in wholes)])))
+    return [[scored.logprobs for scored in found] for found in behind(model, shares)]
+
+
+def behind(
+    model: Model, groups: Sequence[tuple[Sequence[NDArray[np.int32]], int]]
+) -> list[list[Scored]]:
+    """Of each (texts, shared) the scores of ``ids[shared:]`` of each text.
+
+    Args:
+        groups: texts of 2 to ``block_size + 1`` ids whose first ``shared`` ids, at least one, are
+            the same. Those are computed once.
+    """
+    found: list[list[Scored]] = []
+    for begin in range(0, len(groups), _GROUPS):
+        found += _behind_held(model, groups[begin : begin + _GROUPS])
+    return found
+
+
+def _behind_held(
+    model: Model, groups: Sequence[tuple[Sequence[NDArray[np.int32]], int]]
+) -> list[list[Scored]]:
+    engine = model._engine
+    parents: list[int] = []
     try:
-        model._engine.advance([request])
-        found = _scored(model, [(whole, shared, request) for whole in wholes])
+        for texts, shared in groups:
+            start = texts[0][:shared]
+            several = len(texts) > 1
+            parents.append(
+                engine.submit(start, sampling={}, max_new_tokens=1, held=True) if several else 0
+            )
+        waiting = {parent for parent in parents if parent}
+        while waiting:
+            waiting -= {event[0] for event in engine.advance(list(waiting))}
+        requests = [
+            (ids, shared, parent)
+            for (texts, shared), parent in zip(groups, parents, strict=True)
+            for ids in texts
+        ]
+        found = iter(_scored(model, requests))
     finally:
-        model._engine.release(request)
-    return [scored.logprobs for scored in found]
+        for parent in parents:
+            if parent:
+                engine.release(parent)
+    return [[next(found) for _ in texts] for texts, _ in groups]
 
 
 def _behind(model: Model, prompt: Prompt, option: Prompt, bos: bool) -> NDArray[np.int32]:
@@ -205,12 +256,12 @@ def _behind(model: Model, prompt: Prompt, option: Prompt, bos: bool) -> NDArray[
 
 def _scored(
     model: Model, requests: Sequence[tuple[NDArray[np.int32], int, int]], *, top: int = 0
-) -> list[_Scored]:
+) -> list[Scored]:
     """Of each (ids, first, parent) the scores of ids[first:]; the parent is held, or 0."""
-    found: dict[int, _Scored] = {}
+    found: dict[int, Scored] = {}
 
     def collect(i: int, request: int) -> None:
-        found[i] = _Scored(*model._engine.scores(request))
+        found[i] = Scored(*model._engine.scores(request))
 
     submits = [
         lambda ids=ids, first=first, parent=parent: model._engine.submit_score(
@@ -249,7 +300,7 @@ def _run(
             engine.release(request)
 
 
-def _aligned(ids: NDArray[np.int32], scored: _Scored) -> TokenScores:
+def _aligned(ids: NDArray[np.int32], scored: Scored) -> TokenScores:
     """Scores of ids[1:], one row in front of them for the first token."""
 
     def below(row: float, values: NDArray) -> NDArray:
