@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from gptx.guided import Guide
     from gptx.model import Stream
 
-COMMANDS = ("generate", "convert", "info", "verify", "train")
+# Commands whose options and work are in a module of their own: its name, and one line.
+_MODULES = {
+    "eval": ("gptx.commands.evaluation", "perplexity of a text, or tasks of lm-eval"),
+    "train": ("gptx.training.cli", "train or fine-tune a GPT-2 (needs torch)"),
+}
+
+COMMANDS = ("generate", "convert", "info", "verify", *_MODULES)
 
 _DESCRIPTION = """\
 gptx "Once upon a time" continues a prompt with the built-in model; see gptx COMMAND --help.
@@ -37,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return convert.main(arguments[1:])
     if not (arguments and arguments[0] in (*COMMANDS, "-h", "--help", "--version")):
         arguments.insert(0, "generate")
-    options = _parser(train=arguments[0] == "train").parse_args(arguments)
+    options = _parser(arguments[0]).parse_args(arguments)
     _use_utf8()
     try:
         code = options.run(options)
@@ -67,7 +74,7 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _parser(*, train: bool) -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gptx", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,11 +91,10 @@ def _parser(*, train: bool) -> argparse.ArgumentParser:
     verify = _command(commands, "verify", _verify, "check every byte of a .gptx file")
     verify.add_argument("file", metavar="FILE")
 
-    training = _command(commands, "train", _train, "train or fine-tune a GPT-2 (needs torch)")
-    if train:
-        from gptx.training import cli as training_cli
-
-        training_cli.add_arguments(training)
+    for name, (module, text) in _MODULES.items():
+        command = _command(commands, name, _run_module, text)
+        if name == chosen:
+            import_module(module).add_arguments(command)
     return parser
 
 
@@ -247,6 +253,7 @@ def _about() -> list[tuple[str, str]]:
 
     extras = {
         "guided": ("llguidance",),
+        "eval": ("lm_eval",),
         "train": ("torch", "tokenizers"),
         "bench": ("torch", "transformers"),
     }
@@ -284,10 +291,9 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> int:
-    from gptx.training import cli as training_cli
-
-    return training_cli.run(options)
+def _run_module(options: argparse.Namespace) -> int:
+    code: int = import_module(_MODULES[options.command][0]).run(options)
+    return code
 
 
 def _version() -> str:

@@ -53,7 +53,7 @@ def test_a_wrong_call_is_one_line_that_names_the_option(arguments, message, caps
 def test_a_missing_package_is_named_with_its_extra(package, monkeypatch, tmp_path, corpus):
     monkeypatch.setitem(sys.modules, package, None)
     arguments = ["train", "--data", str(corpus[0]), "--out", str(tmp_path / "x")]
-    options = cli._parser(train=True).parse_args(arguments)
+    options = cli._parser("train").parse_args(arguments)
     with pytest.raises(MissingExtraError) as caught:
         training_cli.run(options)
     assert caught.value.package == package
