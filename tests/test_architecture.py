@@ -38,6 +38,7 @@ PYTHON_LAYERS = [
     ["checkpoints"],
     ["convert"],
     ["branch", "guided", "jobs", "scoring"],
+    ["classification"],
     ["background", "drafting", "session", "steered"],
     ["beams", "contrastive"],
     ["model"],

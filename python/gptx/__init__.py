@@ -2,6 +2,7 @@
 
 from gptx import guided
 from gptx.branch import Branch
+from gptx.classification import Classification
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Branch",
     "Choice",
+    "Classification",
     "ContextLengthError",
     "ConvertError",
     "DeviceError",

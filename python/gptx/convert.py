@@ -25,6 +25,7 @@ from gptx.errors import ConvertError, GptxError, ParameterError, TokenizeError, 
 from gptx.modelfile import layout
 
 if TYPE_CHECKING:
+    from gptx.config import GPTConfig
     from gptx.tokenizer import TokenizerSpec
 
 Progress = Callable[[str, int, int], None]
@@ -297,6 +298,7 @@ def summary(source: str, result: Conversion) -> list[str]:
         f"  {config.n_params / 1e6:.1f} M parameters: {config.n_layer} layers, "
         f"{config.n_head} heads, {config.n_embd} wide, context {config.block_size}, "
         f"{config.activation}, head {tied}",
+        *([f"  classification head: {_labels(config)}"] if config.labels else []),
         "  no tokenizer" if spec is None else f"  tokenizer: {spec.kind}, {spec.n_vocab} tokens",
         *(f"  note: {note}" for note in checkpoint.notes),
     ]
@@ -309,6 +311,13 @@ def summary(source: str, result: Conversion) -> list[str]:
     if spec is not None:
         lines.append(f'next: gptx -m {result.path} "Once upon a time"')
     return lines
+
+
+def _labels(config: GPTConfig) -> str:
+    """The names of a head in one printable line, cut to 100 characters."""
+    text = ", ".join(map(repr, config.labels))
+    text = text if len(text) <= 100 else f"{text[:97]}..."
+    return f"{text} ({config.problem_type})"
 
 
 class ProgressBar:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, jobs, modelfile, scoring
+from gptx import _core, classification, jobs, modelfile, scoring
 from gptx.branch import Branch
+from gptx.classification import Classification
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
@@ -454,6 +455,24 @@ class Model:
         """
         batch = list(texts) if _is_batch(texts) else [texts]
         found = scoring.embed(self, batch, pooling=pooling, normalize=normalize)
+        return found if _is_batch(texts) else found[0]
+
+    def classify(self, texts: Prompt | Sequence[Prompt]) -> Classification | list[Classification]:
+        """The label of a text, or of each of a list, by the model's classification head.
+
+        Args:
+            texts: a str or 1 to ``block_size`` token ids, or a list of those. The template of a
+                prompt, if the head was trained with one, is the caller's.
+
+        Raises:
+            UnsupportedError: the model has no head; `gptx.tasks.classify` works with any model.
+            Others: as `logprobs`.
+        """
+        batch = list(texts) if _is_batch(texts) else [texts]
+        found = [
+            classification.classification(self.config.labels, row, self.config.problem_type)
+            for row in classification.class_logits(self, batch)
+        ]
         return found if _is_batch(texts) else found[0]
 
     def _generate_all(

@@ -14,6 +14,7 @@ import numpy as np
 
 from gptx.config import GPTConfig
 from gptx.errors import UnsupportedError
+from gptx.modelfile import CLASS_HEAD
 
 _LENGTHS = (1, 17, 64, 128)
 
@@ -94,7 +95,8 @@ class _Reference:
         self.version = torch.__version__
         with torch.device("meta"):
             self._model = GPT(config).eval()
-        state = {name: torch.from_numpy(tensors[name]) for name in tensors}
+        names = [name for name in tensors if name != CLASS_HEAD]
+        state = {name: torch.from_numpy(tensors[name]) for name in names}
         self._model.load_state_dict(state, assign=True)
 
     def logits(self, ids: list[int]) -> np.ndarray:

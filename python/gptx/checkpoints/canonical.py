@@ -44,8 +44,8 @@ class Checkpoint:
             ModelFileError for damaged data.
         tokenizer: what was found beside the checkpoint, or None.
         generation: defaults that the checkpoint carries: ``eos_token_id`` (an int, or a list of
-            several), ``bos_token_id``, and, where it asks for sampling, ``temperature``, ``top_k``,
-            ``top_p``, ``min_p``, ``repetition_penalty``.
+            several), ``bos_token_id``, of a classifier ``pad_token_id``, and, where it asks for
+            sampling, ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``.
         source: one line for people.
         license: the licence named by a model card, or "".
         notes: decisions that were taken for the user, one line each.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from gptx.checkpoints.state_dict import (
     is_tied,
     shape_error,
 )
-from gptx.config import GPTConfig
+from gptx.config import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL, GPTConfig
 from gptx.errors import ConvertError, ParameterError, shown
 
 WEIGHTS = (
@@ -125,6 +125,7 @@ def config_of(
         )
     epsilon = values.get("layer_norm_epsilon", 1e-5)
     flag("reorder_and_upcast_attn", False)  # attention is computed in float32 anyway
+    labels, problem_type = head_of(values, shapes.n_labels, path)
     positions = "n_positions" if "n_positions" in values else "n_ctx"
     try:
         return GPTConfig(
@@ -139,9 +140,38 @@ def config_of(
             scale_attn_weights=flag("scale_attn_weights", True),
             scale_attn_by_inverse_layer_idx=flag("scale_attn_by_inverse_layer_idx", False),
             tie_word_embeddings=tied,
+            labels=labels,
+            problem_type=problem_type,
         )
     except ParameterError as error:
         raise ConvertError(f"{path}: {error}") from None
+
+
+def head_of(values: Mapping[str, object], n_labels: int, path: Path) -> tuple[tuple[str, ...], str]:
+    """Labels and problem type of a classification head with so many outputs, 0 for none.
+
+    ``id2label`` of ``config.json``, else LABEL_0 and so on; ``problem_type``, else regression for
+    one output and one of the labels for several, as transformers decides.
+
+    Raises:
+        ConvertError: they do not fit the head.
+    """
+    if n_labels == 0:
+        return (), ""
+    ids = [str(i) for i in range(n_labels)]
+    names = values.get("id2label")
+    if names is None:
+        names = {i: f"LABEL_{i}" for i in ids}
+    if type(names) is not dict or sorted(names) != sorted(ids):
+        message = f"id2label: expected the ids 0 to {n_labels - 1}, as in tensor score.weight"
+        raise ConvertError(f"{path}: {message}, got {shown(names)}", tensor="score.weight")
+    problem = values.get("problem_type")
+    if problem is None:
+        problem = REGRESSION if n_labels == 1 else SINGLE_LABEL
+    if type(problem) is not str or problem not in PROBLEM_TYPES:
+        allowed = ", ".join(PROBLEM_TYPES)
+        raise ConvertError(f"{path}: problem_type: expected one of {allowed}, got {shown(problem)}")
+    return tuple(names[i] for i in ids), problem
 
 
 def _heads(value: object, path: Path) -> int:
@@ -166,7 +196,8 @@ def read_huggingface(folder: Path, read_tensors: ReadTensors) -> Checkpoint:
     shapes = shapes_of(values, sources)
     if not shapes.conv1d:
         raise shape_error(sources["h.0.attn.c_attn.weight"], (shapes.n_embd, 3 * shapes.n_embd))
-    if "lm_head.weight" not in sources and values.get("tie_word_embeddings", True) is False:
+    untied = values.get("tie_word_embeddings", True) is False
+    if "lm_head.weight" not in sources and untied and not shapes.n_labels:
         message = "tensor lm_head.weight: missing (config.json says it is not tied)"
         raise ConvertError(message, tensor="lm_head.weight")
     tied = is_tied(sources)
@@ -174,12 +205,16 @@ def read_huggingface(folder: Path, read_tensors: ReadTensors) -> Checkpoint:
     notes = []
     if not tied and values.get("tie_word_embeddings", True) is True:
         notes.append("lm_head differs from wte: kept apart, although config.json ties them")
+    if "lm_head.weight" not in sources and untied:
+        notes.append("no lm_head beside the classification head: the embedding stands for it")
+    ids = ("bos_token_id", "eos_token_id", *(["pad_token_id"] if config.labels else []))
+    generation = generation_defaults(folder, values, config.vocab_size, notes, ids)
     return Checkpoint(
         config=config,
         # transformers' GPT-2 is made of Conv1D and always has biases.
         tensors=assemble(sources, config, conv1d=True, bias=True),
         tokenizer=None,
-        generation=generation_defaults(folder, values, config.vocab_size, notes),
+        generation=generation,
         source=f"Hugging Face GPT-2, {weights.name}, {describe_data(tensors)}",
         license=_license(folder / "README.md"),
         notes=notes,
@@ -236,13 +271,17 @@ def read_weights(path: Path, read_tensors: ReadTensors) -> dict[str, SourceTenso
 
 
 def generation_defaults(
-    folder: Path, config: Mapping[str, object], vocab_size: int, notes: list[str]
+    folder: Path,
+    config: Mapping[str, object],
+    vocab_size: int,
+    notes: list[str],
+    ids_of: Sequence[str] = ("bos_token_id", "eos_token_id"),
 ) -> dict[str, object]:
     """Known keys of ``generation_config.json``, else of ``config.json``; odd values are noted."""
     path = folder / "generation_config.json"
     values = {**config, **(read_json(path) if path.exists() else {})}
     result: dict[str, object] = {}
-    for name in ("bos_token_id", "eos_token_id"):
+    for name in ids_of:
         value = values.get(name)
         ids = value if type(value) is list else [value]
         if value is None:

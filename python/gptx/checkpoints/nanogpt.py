@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptx.checkpoints.canonical import Checkpoint
-from gptx.checkpoints.huggingface import config_of, describe_data, read_config, shapes_of
+from gptx.checkpoints.huggingface import (
+    config_of,
+    describe_data,
+    head_of,
+    read_config,
+    shapes_of,
+)
 from gptx.checkpoints.mingpt import is_old_mingpt, modern_names
 from gptx.checkpoints.pickle_reader import describe
 from gptx.checkpoints.source import SourceTensor
@@ -228,6 +234,7 @@ def _guessed_config(
         notes.append(f"n_head {n_head}, for the usual head size of 64; else: --n-head")
     activation = "gelu" if old else "gelu_new"
     notes.append(f"activation {activation} assumed, as the file does not say; else: --activation")
+    labels, problem_type = head_of({}, shapes.n_labels, path)
     return GPTConfig(
         vocab_size=shapes.vocab_size,
         block_size=shapes.block_size,
@@ -237,4 +244,6 @@ def _guessed_config(
         n_inner=shapes.n_inner,
         activation=activation,
         tie_word_embeddings=tied,
+        labels=labels,
+        problem_type=problem_type,
     )

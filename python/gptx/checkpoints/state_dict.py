@@ -16,7 +16,7 @@ from gptx.checkpoints.canonical import LazyTensors
 from gptx.checkpoints.source import SourceTensor
 from gptx.config import GPTConfig
 from gptx.errors import ConvertError
-from gptx.modelfile import canonical_shapes
+from gptx.modelfile import CLASS_HEAD, canonical_shapes
 
 _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile, DataParallel
 _LAYER = re.compile(r"h\.(0|[1-9][0-9]{0,4})\.(.+)")
@@ -25,7 +25,7 @@ _IN_LAYER = {
     for module in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
     for kind in ("weight", "bias")
 }
-_OUTSIDE = {"wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias", "lm_head.weight"}
+_OUTSIDE = {"wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias", "lm_head.weight", CLASS_HEAD}
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _FOREIGN = (
     ("gate", "a gated MLP"),
@@ -37,8 +37,8 @@ _FOREIGN = (
     ("crossattention", "cross-attention"),
     ("ln_cross_attn", "cross-attention"),
     ("lora_", "a LoRA adapter: merge it into its model first"),
-    ("score", "a classification head"),
-    ("classifier", "a classification head"),
+    ("score", "another classification head"),
+    ("classifier", "another classification head"),
     ("tokens_embed", "GPT-1"),
     ("norm", "another normalisation"),
 )
@@ -100,7 +100,9 @@ def _check_mask(tensor: SourceTensor, kind: str) -> None:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the shapes alone say. ``conv1d``: matrices are ``[in, out]``."""
+    """What the shapes alone say. ``conv1d``: matrices are ``[in, out]``; ``n_labels``: outputs of
+    the classification head, 0 where there is none.
+    """
 
     vocab_size: int
     block_size: int
@@ -109,6 +111,7 @@ class Inferred:
     n_inner: int
     conv1d: bool
     bias: bool
+    n_labels: int
 
 
 def infer(sources: Mapping[str, SourceTensor]) -> Inferred:
@@ -129,7 +132,10 @@ def infer(sources: Mapping[str, SourceTensor]) -> Inferred:
     conv1d = c_attn == (n_embd, 3 * n_embd)
     n_inner = _matrix(sources, "h.0.mlp.c_fc.weight")[1 if conv1d else 0]
     bias = any(name.endswith(".bias") for name in sources)
-    return Inferred(vocab_size, block_size, n_layer, n_embd, n_inner, conv1d, bias)
+    n_labels, width = _matrix(sources, CLASS_HEAD) if CLASS_HEAD in sources else (0, n_embd)
+    if width != n_embd:
+        raise shape_error(sources[CLASS_HEAD], (n_labels, n_embd))
+    return Inferred(vocab_size, block_size, n_layer, n_embd, n_inner, conv1d, bias, n_labels)
 
 
 def check_layers(sources: Mapping[str, SourceTensor], n_layer: int) -> None:

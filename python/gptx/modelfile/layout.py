@@ -32,6 +32,11 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
 
 MAX_TENSORS = 65_536
 
+CLASS_HEAD = "score.weight"
+"""The classification head, ``[n_labels, C]``; like the positions, its rows are float32."""
+
+_ROWS = ("wpe.weight", CLASS_HEAD)
+
 _MATRIX_TYPE = {"float32": ("F32", 1), "bfloat16": ("BF16", 2), "int8": ("I8", 4)}
 
 
@@ -68,6 +73,8 @@ def canonical_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     shapes |= {"ln_f.weight": (c,), "ln_f.bias": (c,), "wte.weight": (config.vocab_size, c)}
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, c)
+    if config.labels:
+        shapes[CLASS_HEAD] = (len(config.labels), c)
     return shapes
 
 
@@ -150,7 +157,7 @@ def repack(
 
 def _real_part(config: GPTConfig, name: str, stored: NDArray) -> NDArray:
     shape = canonical_shapes(config)[name]
-    if name == "wpe.weight":
+    if name in _ROWS:
         return np.ascontiguousarray(stored[:, : shape[1]])
     if _is_matrix(name):
         stored = packing.unpack_panels(stored, _n_rows(config, name, shape[0]), shape[1])

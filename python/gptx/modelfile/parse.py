@@ -15,7 +15,7 @@ from dataclasses import fields
 from itertools import zip_longest
 from typing import NamedTuple, NoReturn
 
-from gptx.config import GPTConfig
+from gptx.config import HEAD_FIELDS, GPTConfig
 from gptx.errors import ModelFileError, ParameterError, shown
 from gptx.modelfile import header as spec
 from gptx.modelfile.header import METADATA_KEYS, Header, dump
@@ -23,7 +23,8 @@ from gptx.modelfile.layout import DTYPES, StoredTensor, max_layers, stored_tenso
 
 NOT_GPTX = "gptx reads .gptx files; gptx-convert makes one from a checkpoint"
 
-_CONFIG_KEYS = tuple(sorted(field.name for field in fields(GPTConfig)))
+_HEAD_KEYS = tuple(sorted(field.name for field in fields(GPTConfig)))
+_CONFIG_KEYS = tuple(name for name in _HEAD_KEYS if name not in HEAD_FIELDS)
 _MAX_KEYS = 64
 _METADATA = "__metadata__"
 _PREFIX = '{"__metadata__":'
@@ -181,8 +182,11 @@ class _HeaderReader:
         prefix = f"{_METADATA}.config"
         if not text.startswith("{"):
             fail(prefix, 0, "an object", text)
-        pairs, end = _scan_object(text, 0, _CONFIG_KEYS, fail, prefix)
-        _check_keys(pairs, _CONFIG_KEYS, fail, prefix)
+        # One of the two is enough, so that damage to the other is named.
+        head = any(f'"{name}":' in text for name in HEAD_FIELDS)
+        keys = _HEAD_KEYS if head else _CONFIG_KEYS
+        pairs, end = _scan_object(text, 0, keys, fail, prefix)
+        _check_keys(pairs, keys, fail, prefix)
         _check_spelling(text, pairs, fail, prefix)
         if end != len(text):
             fail(prefix, end, "nothing after the object", text[end:])

@@ -127,13 +127,19 @@ def _metadata(
     if config.n_layer > layout.max_layers(dtype):
         allowed = f"at most {layout.max_layers(dtype)}"
         raise ParameterError("n_layer", config.n_layer, allowed)
+    shape = spec.dump(config.to_dict())
+    if len(shape) > spec.MAX_SMALL_VALUE:
+        raise ConvertError(
+            f"labels: expected names of together at most {spec.MAX_SMALL_VALUE} characters as "
+            f"JSON, got {len(shape)}; shorten them"
+        )
     if tokenizer is not None and tokenizer.n_vocab > config.vocab_size:
         raise ConvertError(
             f"tokenizer: expected at most vocab_size = {config.vocab_size} token ids, "
             f"got {tokenizer.n_vocab}; choose the tokenizer that the model was trained with"
         )
     return {
-        "config": spec.dump(config.to_dict()),
+        "config": shape,
         "dtype": dtype,
         "format": spec.FORMAT,
         "generation": _json("generation", generation or {}, spec.parse_generation),

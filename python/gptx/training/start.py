@@ -67,6 +67,10 @@ def from_checkpoint(options: TrainOptions) -> Start:
     """
     assert options.init is not None
     config, tensors, spec, notes = _read(options.init)
+    if config.labels:
+        config = replace(config, labels=(), problem_type="")
+        tensors = {name: tensors[name] for name in canonical_names(config)}
+        notes = [*notes, "its classification head is left out"]
     for name in DEFAULT_SHAPE:
         _check_shape(name, getattr(options, name), getattr(config, name))
     if options.pattern is not None:
