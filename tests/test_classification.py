@@ -207,6 +207,18 @@ def test_a_head_without_lm_head_ties_with_a_note(tmp_path, capsys):
     assert "classification head: 'bad', 'good', '与众不同' (single_label_classification)" in shown
 
 
+def test_the_command_uses_the_head_where_no_labels_are_given(tmp_path):
+    from test_cli import gptx_command
+
+    path = converted(tmp_path, twin(LABELS))
+    model = gptx.load(path)
+    found = gptx_command("classify", "-m", path, *TEXTS[:2], "--json")
+    lines = [json.loads(line) for line in found.stdout.splitlines()]
+    for line, result in zip(lines, model.classify(TEXTS[:2]), strict=True):
+        assert line["probabilities"] == result.probabilities
+        assert line["logits"] == result.logits.tolist()
+
+
 # -- the file
 
 

@@ -1,6 +1,6 @@
 """gptx runs a GPT inside a Python program: exact, fast, and without torch or a network."""
 
-from gptx import guided
+from gptx import guided, tasks
 from gptx.branch import Branch
 from gptx.classification import Classification
 from gptx.config import GPTConfig
@@ -56,4 +56,5 @@ __all__ = [
     "generate",
     "guided",
     "load",
+    "tasks",
 ]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 # Commands whose options and work are in a module of their own: its name, and one line.
 _MODULES = {
+    "classify": ("gptx.commands.classify", "which of several labels a text has"),
+    "translate": ("gptx.commands.translate", "ask for a text in another language"),
+    "answer": ("gptx.commands.answer", "ask for the answer to a question"),
+    "summarize": ("gptx.commands.summarize", "ask for the gist of a text"),
     "eval": ("gptx.commands.evaluation", "perplexity of a text, or tasks of lm-eval"),
     "train": ("gptx.training.cli", "train or fine-tune a GPT-2 (needs torch)"),
 }

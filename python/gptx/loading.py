@@ -121,10 +121,18 @@ def generate(
         prompt, params, **changes: as for `Model.generate`.
         model: a path or a `Model`; default the environment's GPTX_MODEL, else the demo.
     """
-    if not isinstance(model, Model):
-        path = model or os.environ.get("GPTX_MODEL") or demo_path()
-        model = _cached(Path(path))
-    return model.generate(prompt, params, **changes)
+    return resolve(model).generate(prompt, params, **changes)
+
+
+def resolve(model: str | os.PathLike[str] | Model | None) -> Model:
+    """A model as it is, or the one of a path, which stays loaded; None is the environment's
+    GPTX_MODEL, else the demo.
+    """
+    if isinstance(model, Model):
+        return model
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise ParameterError("model", model, "a path, a Model or None")
+    return _cached(Path(model or os.environ.get("GPTX_MODEL") or demo_path()))
 
 
 def _open(path: Path, *, verify: bool) -> modelfile.ModelFile:

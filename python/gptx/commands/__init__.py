@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptx.model import Model
@@ -46,3 +48,29 @@ def text_or_stdin(text: str | None, name: str) -> str:
     if text is None and sys.stdin.isatty():
         raise ParameterError(name, None, "a text, or one on standard input")
     return sys.stdin.read().removesuffix("\n")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """How a recipe generates; what is not given is the recipe's own."""
+    parser.add_argument("-n", "--max-new-tokens", type=int, help="tokens to generate at most")
+    parser.add_argument("-t", "--temperature", type=float, help="0 takes the most likely token")
+    parser.add_argument("--top-k", type=int, help="keep the k most likely tokens; 0 keeps all")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+    parser.add_argument("--json", action="store_true", help="the whole result as one JSON object")
+    add_model_options(parser)
+
+
+def recipe_params(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `SamplingParams` that were given."""
+    names = ("max_new_tokens", "temperature", "top_k", "seed")
+    return {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+
+
+def print_recipe(result: object) -> int:
+    """Prints a text, or a `Generation` as JSON; returns the exit code."""
+    if isinstance(result, str):
+        print(result)
+        return 0
+    fields = dataclasses.asdict(result)  # type: ignore[call-overload]
+    print(json.dumps({k: v for k, v in fields.items() if k != "error"}, ensure_ascii=False))
+    return 0
