@@ -1,8 +1,10 @@
 """gptx runs a GPT inside a Python program: exact, fast, and without torch or a network."""
 
-from gptx import guided, tasks
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gptx.branch import Branch
-from gptx.classification import Classification
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
@@ -24,7 +26,11 @@ from gptx.generation import Generation, TokenLogprob
 from gptx.loading import generate, load
 from gptx.model import Model, Stream
 from gptx.sampling import SamplingParams
-from gptx.scoring import Choice, TokenScores
+
+if TYPE_CHECKING:
+    from gptx import cuda, guided, tasks
+    from gptx.classification import Classification
+    from gptx.scoring import Choice, TokenScores
 
 __version__ = "0.1.0"
 
@@ -53,8 +59,32 @@ __all__ = [
     "TrainingError",
     "UnsafeCheckpointError",
     "UnsupportedError",
+    "cuda",
     "generate",
     "guided",
     "load",
     "tasks",
 ]
+
+_LATER = {
+    "Choice": "scoring",
+    "Classification": "classification",
+    "TokenScores": "scoring",
+    "cuda": "",
+    "guided": "",
+    "tasks": "",
+}
+
+
+def __getattr__(name: str) -> object:
+    """What few programs need is imported when it is asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'gptx' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"gptx.{_LATER[name] or name}")
+    return getattr(module, name) if _LATER[name] else module
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, classification, jobs, modelfile, scoring
+from gptx import _core, jobs, modelfile
 from gptx.branch import Branch
-from gptx.classification import Classification
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
@@ -31,12 +30,13 @@ from gptx.errors import (
 )
 from gptx.generation import Generation
 from gptx.sampling import SamplingParams
-from gptx.scoring import Choice, TokenScores
 from gptx.tokenizer import Tokenizer, TokenizerSpec
 
 if TYPE_CHECKING:
     from gptx.background import AsyncStream, Background
     from gptx.beams import BeamStream
+    from gptx.classification import Classification
+    from gptx.scoring import Choice, TokenScores
 
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
@@ -385,6 +385,8 @@ class Model:
             ParameterError, TokenIdError, TokenizeError, ContextLengthError: before anything runs.
             NonFiniteLogitsError: the weights gave NaN or infinity.
         """
+        from gptx import scoring
+
         if _is_batch(prompt):
             return scoring.logprobs(self, list(prompt), top=top, bos=bos)
         return scoring.logprobs(self, [prompt], top=top, bos=bos)[0]
@@ -402,6 +404,8 @@ class Model:
 
         Raises: as `logprobs`.
         """
+        from gptx import scoring
+
         if _is_batch(texts):
             return scoring.score(self, list(texts), prompt=prompt, bos=bos)
         return scoring.score(self, [texts], prompt=prompt, bos=bos)[0]
@@ -425,6 +429,8 @@ class Model:
 
         Raises: as `logprobs`.
         """
+        from gptx import scoring
+
         return scoring.choose(self, prompt, options, normalize=normalize, bos=bos)
 
     def perplexity(self, text: Prompt, *, stride: int | None = None, bos: bool = False) -> float:
@@ -439,6 +445,8 @@ class Model:
 
         Raises: as `logprobs`.
         """
+        from gptx import scoring
+
         return scoring.perplexity(self, text, stride=stride, bos=bos)
 
     def embed(
@@ -453,6 +461,8 @@ class Model:
 
         Raises: as `logprobs`.
         """
+        from gptx import scoring
+
         batch = list(texts) if _is_batch(texts) else [texts]
         found = scoring.embed(self, batch, pooling=pooling, normalize=normalize)
         return found if _is_batch(texts) else found[0]
@@ -468,6 +478,8 @@ class Model:
             UnsupportedError: the model has no head; `gptx.tasks.classify` works with any model.
             Others: as `logprobs`.
         """
+        from gptx import classification
+
         batch = list(texts) if _is_batch(texts) else [texts]
         found = [
             classification.classification(self.config.labels, row, self.config.problem_type)
