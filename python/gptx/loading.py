@@ -21,7 +21,7 @@ _PREFIX_CACHE_BYTES = 256 << 20
 
 
 def load(
-    path: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | modelfile.ModelFile | None = None,
     *,
     device: str = "cpu",
     threads: int | None = None,
@@ -37,7 +37,8 @@ def load(
 
     Args:
         path: a ``.gptx`` file, whose weights are used where they lie in the page cache; or a
-            checkpoint that `gptx-convert` reads, converted in memory; None is the built-in demo.
+            checkpoint that `gptx-convert` reads, converted in memory; or a file that is open
+            already; None is the built-in demo.
         device: "cpu"; "cuda", or "cuda:1" for another GPU than the first; or "auto", which is
             "cuda" where that works and else "cpu", with one warning in the log that says why.
         threads: 1 to 1024; default the environment's GPTX_NUM_THREADS, else the least of the CPUs
@@ -81,7 +82,10 @@ def load(
             raise ParameterError(name, value, "a str or None")
     if device.startswith("cuda") and isa is not None:
         raise ParameterError("isa", isa, f"None with device={device!r}: it is of the CPU")
-    source = _open(Path(demo_path() if path is None else path), verify=verify)
+    if isinstance(path, modelfile.ModelFile):
+        source = path
+    else:
+        source = _open(Path(demo_path() if path is None else path), verify=verify)
     options: dict[str, Any] = {
         "precision": precision or "",
         "kv_cache_dtype": kv_cache_dtype or "",
