@@ -43,7 +43,7 @@ PYTHON_LAYERS = [
     ["beams", "contrastive"],
     ["model"],
     ["loading"],
-    ["parity", "tasks"],
+    ["hf", "parity", "tasks"],
     ["integrations"],
     ["evaluation"],
     ["commands"],
