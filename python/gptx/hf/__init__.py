@@ -10,12 +10,37 @@ Arguments and defaults are those of transformers 5; greedy tokens too. Arrays ar
 torch's where the script has imported torch. What gptx does not have is refused by its name.
 """
 
+from gptx.hf.config import AutoConfig, GPT2Config
 from gptx.hf.encoding import BatchEncoding
+from gptx.hf.generation_config import GenerationConfig
+from gptx.hf.modeling import AutoModelForCausalLM, GPT2LMHeadModel
+from gptx.hf.processors import LogitsProcessor, LogitsProcessorList
+from gptx.hf.seed import set_seed
+from gptx.hf.stopping import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from gptx.hf.tokenizer import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast
 
 __all__ = [
+    "AutoConfig",
+    "AutoModelForCausalLM",
     "AutoTokenizer",
     "BatchEncoding",
+    "EosTokenCriteria",
+    "GPT2Config",
+    "GPT2LMHeadModel",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
+    "GenerationConfig",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "set_seed",
 ]
