@@ -14,6 +14,7 @@ from gptx.hf.config import AutoConfig, GPT2Config
 from gptx.hf.encoding import BatchEncoding
 from gptx.hf.generation_config import GenerationConfig
 from gptx.hf.modeling import AutoModelForCausalLM, GPT2LMHeadModel
+from gptx.hf.pipeline import TextGenerationPipeline, pipeline
 from gptx.hf.processors import LogitsProcessor, LogitsProcessorList
 from gptx.hf.seed import set_seed
 from gptx.hf.stopping import (
@@ -23,6 +24,7 @@ from gptx.hf.stopping import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from gptx.hf.streamers import TextIteratorStreamer, TextStreamer
 from gptx.hf.tokenizer import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast
 
 __all__ = [
@@ -42,5 +44,9 @@ __all__ = [
     "MaxTimeCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
+    "TextGenerationPipeline",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "pipeline",
     "set_seed",
 ]
