@@ -1,5 +1,7 @@
 """Pipelines and streamers: the texts and pieces of transformers."""
 
+import subprocess
+import sys
 import threading
 from queue import Empty
 
@@ -186,3 +188,24 @@ def test_a_text_streamer_takes_one_text(pair):
         pair.ours.generate(PROMPTS, streamer=streamer)
     with pytest.raises(GptxError, match="^streamer"):
         pair.ours.generate(PROMPTS[:1], streamer=streamer, num_beams=2)
+
+
+SCRIPT = """
+import sys
+from gptx.hf import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], device_map="auto", torch_dtype="auto")
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0]))
+set_seed(0)
+print(pipeline("text-generation", model=sys.argv[1])("Once", max_new_tokens=5))
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+
+
+def test_a_script_runs_without_torch(folder):
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Once upon a time")
