@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-NEEDS = {"guided": "llguidance", "hf": "transformers"}
+NEEDS = {"guided": "llguidance"}
 
 
 def sections(name):
