@@ -11,6 +11,7 @@ from gptx.errors import ParameterError
 from models import write_model
 
 PARAMS = dict(temperature=0.9, max_new_tokens=60)
+ENDLESS = dict(temperature=0.9, max_new_tokens=100_000, context="slide", ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +78,21 @@ def test_the_event_loop_goes_on_meanwhile(model):
 
 def test_leaving_the_loop_and_closing_cancel_the_rest(model):
     async def main():
-        async for _ in model.astream("abc", seed=1, temperature=0.9, max_new_tokens=120):
+        async for _ in model.astream("abc", seed=1, **ENDLESS):
             break
-        stream = model.astream("abc", seed=1, temperature=0.9, max_new_tokens=120)
+        stream = model.astream("abc", seed=1, **ENDLESS)
         await anext(stream)
         await stream.aclose()
         return stream.result
 
     result = asyncio.run(main())
     assert result.finish_reason == "cancelled"
-    assert 0 < result.completion_tokens < 120
+    assert 0 < result.completion_tokens < 100_000
 
 
 def test_cancelling_a_task_cancels_its_requests(model):
     async def main():
-        task = asyncio.create_task(
-            model.agenerate(["abc"] * 4, temperature=0.9, max_new_tokens=120)
-        )
+        task = asyncio.create_task(model.agenerate(["abc"] * 4, **ENDLESS))
         await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -148,7 +147,7 @@ def test_threads_and_tasks_share_a_model(model):
 
 def test_a_loop_that_closes_early_leaves_nothing_running(model):
     async def main():
-        stream = model.astream("abc", temperature=0.9, max_new_tokens=120)
+        stream = model.astream("abc", **ENDLESS)
         await anext(stream)
         return stream
 
