@@ -276,6 +276,68 @@ def test_tokens_chosen_by_the_caller_are_those_the_engine_chooses(small, solo, c
     assert finish == "length"
 
 
+@pytest.mark.parametrize("right", ["all", "some", "none", "looked up"])
+def test_drafts_of_a_caller_that_chooses_change_nothing(small, solo, config, right):
+    ids = np.tile(random_ids(config, 25), 3)
+    params = SAMPLED | dict(temperature=0.3, repetition_penalty=1.1)
+    expected = solo(ids, 100, **params)
+    lookup = 8 if right == "looked up" else 0
+    request = submit(small, ids, 100, held=True, lookup=lookup, **params)
+    wrong = {"all": 1000, "some": 3, "none": 1, "looked up": 1}[right]
+    tokens = []
+    small.advance([request])
+    while True:
+        _, token, finish, *_ = small.choose(request)
+        tokens.append(token)
+        if finish:
+            break
+        n = small.draft_length(request)
+        if n and not lookup:
+            draft = np.array(expected[len(tokens) : len(tokens) + n])
+            draft[wrong - 1 :: wrong] += 1
+            small.propose(request, len(ids) + len(tokens), draft % config.vocab_size)
+        if len(tokens) == 60:  # everything is taken away in the middle of a draft
+            generate(small, random_ids(config, 250), 50)
+            assert small.stats()["preemptions"] >= 1
+        assert [event[1:3] for event in small.advance([request])] == [(-1, "")]
+    usage = small.usage(request)
+    small.release(request)
+    assert (tokens, finish) == (expected, "length")
+    if not lookup:
+        assert usage["drafted"] > 10
+        least, most = {"all": (80, 100), "some": (40, 80), "none": (0, 0)}[right]
+        assert least <= usage["accepted"] <= most
+    assert small.stats()["free_blocks"] + small.stats()["cached_blocks"] == 5
+
+
+def test_what_was_drafted_is_void_where_the_text_goes_on_otherwise(small, config, tensors, mode):
+    plain = make_engine(config, tensors, **mode)
+    ids = random_ids(config, 70)
+    request = submit(small, ids, 100, held=True, **SAMPLED)
+    small.advance([request])
+    token = small.choose(request)[1]
+    for change in ("feed", "truncate", "fork"):
+        small.propose(request, len(small.tokens(request)), random_ids(config, 5))
+        ready(small, request)
+        other = small.fork(request) if change == "fork" else request
+        if change == "truncate":
+            small.truncate(request, 66)
+        small.feed(other, [token, 3])
+        text = np.array(small.tokens(other), np.int32)
+        assert np.array_equal(ready(small, other), plain.logits(text)[-1:])
+        token = small.choose(request)[1]
+    small.release(request)
+    small.release(other)
+
+
+def test_logits_of_a_request_that_is_not_ready_are_refused(small, config):
+    request = submit(small, random_ids(config, 30), 10, held=True)
+    for call in (small.choose, lambda request: small.candidates(request, 3)):
+        with pytest.raises(ParameterError, match="ready"):
+            call(request)
+    small.release(request)
+
+
 def test_children_of_a_held_prompt_do_not_compute_it_again(config, tensors, mode, solo):
     engine = make_engine(config, tensors, kv_cache_bytes=1 << 30, poison=True, **mode)
     ids = random_ids(config, 100)

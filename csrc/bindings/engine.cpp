@@ -194,9 +194,11 @@ class PyEngine {
     return engine_->fork(request);
   }
 
-  // As an event of `advance`. `logits` [V] are copied; `allowed` is a bit mask of the vocabulary or empty.
-  py::tuple choose(int64_t request, const Row& logits, const Words& allowed) {
-    std::vector<float> copy = row_from("logits", logits);
+  // As an event of `advance`. `logits` [V] are copied; None: those of the request. `allowed` is a bit mask of the
+  // vocabulary or empty.
+  py::tuple choose(int64_t request, const std::optional<Row>& logits, const Words& allowed) {
+    std::vector<float> copy;
+    if (logits) copy = row_from("logits", *logits);
     const std::span<const uint32_t> mask = mask_from(allowed);
     Event event;
     {
@@ -253,6 +255,11 @@ class PyEngine {
     const std::span<const int32_t> tokens = checked(ids, config_.block_size);
     const py::gil_scoped_release released;
     engine_->propose(request, position, tokens);
+  }
+
+  size_t draft_length(int64_t request) {
+    const py::gil_scoped_release released;
+    return engine_->draft_length(request);
   }
 
   // Of a finished score: logprobs [n], ranks [n], and of the most likely tokens ids [n, top], logprobs [n, top].
@@ -421,7 +428,7 @@ void init_engine(py::module_& m) {
       .def("feed", &PyEngine::feed, py::arg("request"), py::arg("ids"), py::arg("wanted") = 1)
       .def("truncate", &PyEngine::truncate, py::arg("request"), py::arg("n"))
       .def("fork", &PyEngine::fork, py::arg("request"))
-      .def("choose", &PyEngine::choose, py::arg("request"), py::arg("logits"),
+      .def("choose", &PyEngine::choose, py::arg("request"), py::arg("logits") = py::none(),
            py::arg("allowed") = Words())
       .def("candidates", &PyEngine::candidates, py::arg("request"), py::arg("n"), py::kw_only(),
            py::arg("scores") = py::none(), py::arg("bias") = std::vector<std::pair<int32_t, float>>(),
@@ -431,6 +438,7 @@ void init_engine(py::module_& m) {
       .def("save", &PyEngine::save, py::arg("request"))
       .def("restore", &PyEngine::restore, py::arg("ids"), py::arg("blocks"))
       .def("propose", &PyEngine::propose, py::arg("request"), py::arg("position"), py::arg("ids"))
+      .def("draft_length", &PyEngine::draft_length, py::arg("request"))
       .def("scores", &PyEngine::scores, py::arg("request"))
       .def("tokens", &PyEngine::tokens, py::arg("request"))
       .def("usage", &PyEngine::usage, py::arg("request"))

@@ -186,6 +186,7 @@ void Engine::feed(int64_t id, std::span<const int32_t> tokens, size_t wanted) {
   request.sequence.tokens.insert(request.sequence.tokens.end(), tokens.begin(), tokens.end());
   request.wanted = wanted;
   request.ready = false;
+  change_held(request);
 }
 
 void Engine::truncate(int64_t id, size_t tokens) {
@@ -195,6 +196,21 @@ void Engine::truncate(int64_t id, size_t tokens) {
   request.prompt = std::min(request.prompt, tokens);
   kv_.truncate(request.sequence, tokens - request.sequence.begin);
   request.ready = true;
+  change_held(request);
+}
+
+// What was computed for the last token, and what was to come behind it, is void.
+void Engine::change_held(Request& request) {
+  request.chosen = false;
+  forget_logits(request);
+  request.drafts.proposed.clear();
+  if (!request.finished) request.events.clear();
+}
+
+void Engine::forget_logits(Request& request) {
+  request.logits.clear();
+  request.checked.clear();
+  request.accepted = 0;
 }
 
 int64_t Engine::fork(int64_t id) {
@@ -223,31 +239,71 @@ Event Engine::choose(int64_t id, std::span<float> logits, std::span<const uint32
   task.allowed = allowed;
   Choice choice;
   choice.top.reserve(static_cast<size_t>(std::max(request.params.sampling.logprobs, 0)));
-  runner_->choose(logits, task, choice);
+  runner_->choose(logits.empty() ? own_logits(request) : logits, task, choice);
+  const int32_t token = choice.token;
   request.ready = false;
+  request.chosen = true;
   request.wanted = 1;
   take_token(request, std::move(choice));
   Event event = std::move(request.events.back());
   request.events.pop_back();
+  if (event.finish == Finish::kNone) take_checked(request, token);
+  if (!request.ready) forget_logits(request);
+  std::vector<int32_t>& proposed = request.drafts.proposed;
+  if (!proposed.empty() && proposed.front() == token) {
+    proposed.erase(proposed.begin());
+  } else {
+    proposed.clear();
+  }
   return event;
+}
+
+// The last of the rows that wanted logits, or that behind the last token that was drafted and chosen.
+std::span<float> Engine::own_logits(Request& request) const {
+  if (!request.ready || request.logits.empty()) {
+    throw ParameterError("request", std::to_string(request.id), "one that is ready");
+  }
+  const size_t vocab = config_.vocab_size;
+  const size_t behind = request.checked.size() - request.accepted;
+  return std::span(request.logits).subspan(request.logits.size() - (behind + 1) * vocab, vocab);
+}
+
+// Where the token that was chosen is the one that was drafted, its row is there already.
+void Engine::take_checked(Request& request, int32_t token) {
+  Sequence& s = request.sequence;
+  std::vector<int32_t>& checked = request.checked;
+  if (request.accepted == checked.size()) return;  // there was no draft, or no more of it
+  const bool right = checked[request.accepted] == token && s.computed + 1 == s.tokens.size() - s.begin;
+  if (right) {
+    ++s.computed;
+    kv_.remember(s);
+    ++request.accepted;
+    ++request.usage.accepted;
+    request.ready = true;
+    request.events.push_back({request.id, {}, Finish::kNone});
+  }
+  if (!right || request.accepted == checked.size()) request.drafts.learn(checked.size(), request.accepted);
 }
 
 Candidates Engine::candidates(int64_t id, size_t n, std::span<float> given, std::span<const TokenBias> bias,
                               std::span<const uint32_t> allowed) {
   const auto lock = lock_resting(id);
-  const Request& request = existing(id);
-  if (request.logits.empty()) throw ParameterError("request", std::to_string(id), "one that is ready");
+  Request& request = existing(id);
+  const std::span<float> logits = own_logits(request);
   SampleTask task = sample_task(request, request.sequence.tokens.size(), 0);
   task.allowed = allowed;
   task.bias = bias;
   Candidates out;
-  runner_->candidates(std::span(request.logits).last(config_.vocab_size), given, task, n, out);
+  runner_->candidates(logits, given, task, n, out);
   return out;
 }
 
 std::vector<float> Engine::held_logits(int64_t id) const {
   const std::lock_guard lock(locks_->state);
-  return existing(id).logits;
+  Request& request = existing(id);
+  if (request.checked.empty()) return request.logits;
+  const std::span<float> last = own_logits(request);
+  return {last.begin(), last.end()};
 }
 
 std::vector<float> Engine::held_hidden(int64_t id) const {
@@ -292,6 +348,12 @@ void Engine::propose(int64_t id, size_t position, std::span<const int32_t> token
   const std::span<const int32_t> since = text.subspan(position);
   if (!std::ranges::equal(since, tokens.first(since.size()))) return;
   request.drafts.proposed.assign(tokens.begin() + static_cast<ptrdiff_t>(since.size()), tokens.end());
+}
+
+size_t Engine::draft_length(int64_t id) {
+  const auto lock = lock_resting(id);
+  const Request& request = existing(id);
+  return request.drafts.length(draft_room(request));
 }
 
 std::vector<int32_t> Engine::tokens(int64_t id) {

@@ -61,7 +61,10 @@ struct Request {
 
   size_t wanted = 1;           // kHold: of the last rows, how many want logits
   bool ready = false;          // kHold: nothing to do before the caller says more
-  std::vector<float> logits;   // kHold: theirs [wanted, V]
+  bool chosen = false;         // kHold: its last token came by choose, so that the next may be drafted
+  std::vector<float> logits;   // kHold: theirs [wanted, V], and those behind each token of `checked`
+  std::vector<int32_t> checked;  // kHold: drafted tokens whose rows are computed
+  size_t accepted = 0;           // kHold: of these, the first ones that the caller chose too
   std::vector<float> hidden;   // kHold: their hidden states [wanted, C]
   float* rows_out = nullptr;   // kLogits: [T, V]; kStates: [L + 1, T, C]
   size_t first_scored = 1;     // kScore: the first token whose probability is wanted

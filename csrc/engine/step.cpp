@@ -92,17 +92,34 @@ void Engine::add_part(Step& step, std::vector<Part>& parts, Request& request) {
   request.stepping = request.started = true;
 }
 
+// The longest draft that a request can take behind its tokens, of which the last is the token to be computed next.
+size_t Engine::draft_room(const Request& request) const {
+  const Sequence& s = request.sequence;
+  const bool decodes = request.task == Task::kGenerate || (request.task == Task::kHold && request.chosen);
+  if (!decodes || request.finished || request.ready || s.tokens.size() + 1 >= request.limit) return 0;
+  return std::min({kMaxDraft, request.limit - s.tokens.size() - 1, config_.block_size - s.window()});
+}
+
 // Appends a draft to the tokens of a request that decodes; it takes at most `rows` rows with the one that is due.
 void Engine::draft(Request& request, size_t rows) const {
   Sequence& s = request.sequence;
-  if (request.task != Task::kGenerate || request.pending() != 1 || rows < 2) return;
-  const size_t most = std::min({rows - 1, kMaxDraft, request.limit - s.tokens.size() - 1, config_.block_size - s.window()});
+  if (request.pending() != 1 || rows < 2) return;
+  const size_t most = std::min(rows - 1, draft_room(request));
   std::vector<int32_t> tokens = request.drafts.proposed;
   if (tokens.empty() && request.params.lookup > 0) {
     tokens = lookup_draft(s.tokens, std::min(most, request.drafts.length(request.params.lookup)));
   }
   tokens.resize(std::min(most, tokens.size()));
   s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
+}
+
+// Takes the draft of a part from the tokens of its request again.
+std::vector<int32_t> Engine::take_draft(const Part& part) {
+  std::vector<int32_t>& tokens = part.request->sequence.tokens;
+  const auto real = tokens.end() - static_cast<ptrdiff_t>(part.drafted);
+  std::vector<int32_t> draft(real, tokens.end());
+  tokens.erase(real, tokens.end());
+  return draft;
 }
 
 // Blocks for the positions of the window up to `end`, taken from younger requests if need be. Returns how far they go.
@@ -199,6 +216,14 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
         s.computed += part.rows;
         break;
       case Task::kHold:
+        request.checked = take_draft(part);
+        request.accepted = 0;
+        request.usage.drafted += part.drafted;
+        request.drafts.proposed.clear();
+        if (part.drafted == 0) request.drafts.learn(0, 0);
+        keep_rows(part, logit_row);
+        s.computed += part.rows - part.drafted;
+        break;
       case Task::kLogits:
         keep_rows(part, logit_row);
         s.computed += part.rows;
@@ -220,9 +245,7 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
 void Engine::commit_generated(const Part& part, const Step& step, StepResult& result, size_t sample) {
   Request& request = *part.request;
   Sequence& s = request.sequence;
-  const size_t real = s.tokens.size() - part.drafted;
-  const std::vector<int32_t> drafted(s.tokens.begin() + static_cast<ptrdiff_t>(real), s.tokens.end());
-  s.tokens.resize(real);
+  const std::vector<int32_t> drafted = take_draft(part);
   s.computed += part.rows - part.drafted;
   if (part.logits == 0) return;
 
@@ -253,7 +276,7 @@ void Engine::keep_rows(const Part& part, size_t logit_row) {
   const size_t first = request.sequence.computed + part.rows - part.logits - request.logits_begin();
   const size_t vocab = config_.vocab_size, width = config_.n_embd;
   if (request.task == Task::kHold) {
-    request.logits.resize((request.params.last_logits ? 1 : request.wanted) * vocab);
+    request.logits.resize((request.params.last_logits ? 1 : request.wanted + part.drafted) * vocab);
     request.hidden.resize(request.params.hidden ? request.wanted * width : 0);
   }
   float* const out = request.task == Task::kHold ? request.logits.data() : request.rows_out;
@@ -275,10 +298,7 @@ void Engine::keep_states(const Part& part, size_t first_row) {
 }
 
 void Engine::undo_drafts(const std::vector<Part>& parts) {
-  for (const Part& part : parts) {
-    std::vector<int32_t>& tokens = part.request->sequence.tokens;
-    tokens.resize(tokens.size() - part.drafted);
-  }
+  for (const Part& part : parts) static_cast<void>(take_draft(part));
 }
 
 void Engine::take_token(Request& request, Choice choice) {
