@@ -139,6 +139,33 @@ def test_a_guide_is_the_same_alone_in_a_batch_and_in_a_stream(model):
     assert stream.result.token_ids == alone[0].token_ids
 
 
+def test_guesses_of_what_must_come_change_nothing(model, monkeypatch):
+    ways = [
+        dict(temperature=0.0),
+        dict(temperature=1.0, seed=2, logprobs=2),
+        dict(temperature=0.7, seed=3, prompt_lookup=8),
+        dict(temperature=1.3, seed=4, n=3),
+    ]
+    guides = [guided.json_schema(SCHEMA), guided.choices(CHOICES), guided.grammar(GRAMMAR)]
+    calls = [way | dict(guide=guide, max_new_tokens=60) for way in ways for guide in guides]
+    guessed = [model.generate("a", **call) for call in calls]
+    assert sum(result.drafted_tokens for result in guessed) > 0
+    monkeypatch.setattr(guided.GuideState, "forced", lambda self: [])
+    plain = [model.generate("a", **call | dict(prompt_lookup=0)) for call in calls]
+    for one, other in zip(guessed, plain, strict=True):
+        assert [c.token_ids for c in one.choices] == [c.token_ids for c in other.choices]
+        assert one.logprobs == other.logprobs
+
+
+def test_a_model_that_spells_as_its_tokenizer_writes_what_must_come_at_once(demo):
+    steps = demo._engine.stats()["steps"]
+    keys = {f"the name of number {i}": {"const": i} for i in range(4)}
+    schema = dict(type="object", properties=keys, required=list(keys), additionalProperties=False)
+    result = demo.generate("x", guide=guided.json_schema(schema), temperature=0, max_new_tokens=120)
+    assert json.loads(result.text) == {key: i for i, key in enumerate(keys)}
+    assert result.completion_tokens > 2 * (demo._engine.stats()["steps"] - steps)
+
+
 def test_guided_and_other_requests_share_steps_and_change_nothing(tiny):
     from gptx import jobs
 

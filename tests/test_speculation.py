@@ -49,6 +49,23 @@ def test_prompt_lookup_changes_no_token(models, way):
     assert [r.token_ids for r in looked_up] == [r.token_ids for r in plain]
 
 
+@pytest.mark.parametrize("help", [dict(), dict(prompt_lookup=6)], ids=["model", "text"])
+def test_drafts_change_nothing_that_processors_steer(models, help):
+    large, small = models
+
+    def vowels(ids, logits):
+        logits[[97, 101, 105, 111, 117]] += 5
+        return logits
+
+    for way in WAYS:
+        options = dict(max_new_tokens=50, logits_processors=[vowels], **way)
+        plain = large.generate(PROMPTS, **options)
+        drafted = large.generate(PROMPTS, **(help or dict(draft=small)), **options)
+        assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+        assert sum(r.drafted_tokens for r in drafted) > 0
+    assert large._engine.stats()["requests"] == small._engine.stats()["requests"] == 0
+
+
 def test_drafts_stream_and_sample_several(models):
     large, small = models
     way = dict(temperature=0.9, seed=2, max_new_tokens=40)

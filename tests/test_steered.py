@@ -36,6 +36,10 @@ class Spelling:
             raise gptx.ParameterError("guide", "Spelling", "a byte that fits")
         self.so_far += bytes([token])
 
+    def forced(self):
+        # Wrong where several texts go on otherwise: guesses need not be right.
+        return list(max(t for t in self.texts if t.startswith(self.so_far))[len(self.so_far) :])
+
     @property
     def is_accepting(self):
         return self.so_far in self.texts
@@ -130,6 +134,19 @@ def test_what_the_guide_allows_and_something_else_bans_ends_with_an_error(model)
     assert model._engine.free_blocks == free
 
 
+def test_what_a_guide_forces_is_computed_in_one_step(model):
+    text = "what must come, must come at once"
+    result = model.generate("Once", guide=spell(text), max_new_tokens=60)
+    assert result.text == text
+    assert result.accepted_tokens == result.drafted_tokens > 20
+    steps = model._engine.stats()["steps"]
+    again = model.generate("Once", guide=spell(text), max_new_tokens=60, logprobs=2)
+    assert model._engine.stats()["steps"] - steps < 8
+    assert again.token_ids == result.token_ids
+    whole = model.logprobs("Once" + text, top=2).logprobs[-len(text) :]
+    assert np.allclose([t.logprob for t in again.logprobs], whole, atol=1e-5)
+
+
 def test_samples_of_a_guided_prompt_go_on_by_themselves(model):
     options = dict(seed=3, temperature=2.0, logprobs=1)
     result = model.generate("Once", guide=spell(*TEXTS), n=12, **options)
@@ -157,6 +174,8 @@ def test_a_text_is_the_same_alone_and_in_company(model):
         dict(prompt="upon", n=3, guide=spell(*TEXTS), temperature=2.0),
         dict(prompt="upon", n=3),
         dict(prompt="time", logits_processors=[lambda ids, logits: logits * 2]),
+        dict(prompt="time", logits_processors=[lambda ids, logits: logits], prompt_lookup=8),
+        dict(prompt="x" * 80, guide=spell("ab" * 30), prompt_lookup=8, logprobs=0),
         dict(prompt="time", guide=spell("abc"), suppress_tokens=[98]),
     ]
 

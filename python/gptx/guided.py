@@ -13,6 +13,7 @@ The work is done by llguidance (``pip install "gptx[guided]"``), imported when a
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import weakref
@@ -162,6 +163,14 @@ class GuideState:
             after = f"after {self._length} tokens"
             raise self._error(f"a grammar that the tokens of this model can go on with {after}")
         return words
+
+    def forced(self) -> list[int]:
+        """The tokens of the text that must come next, as the tokenizer puts it; it may be spelled
+        otherwise."""
+        if self._finished or self._matcher.is_stopped():
+            return []
+        tokens = self._matcher.compute_ff_tokens()
+        return list(itertools.takewhile(lambda token: token < self._size, tokens))
 
     def accept(self, token: int) -> None:
         """Goes on by a token; an end token finishes the text.

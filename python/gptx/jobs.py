@@ -22,6 +22,7 @@ from gptx.sampling import MAX_SEED, SamplingParams
 
 if TYPE_CHECKING:
     from gptx import _core
+    from gptx.drafting import ModelDrafter
     from gptx.model import Model
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15  # odd, so that the seeds of samples differ
@@ -143,12 +144,40 @@ class SampleJob(Job):
     def __init__(self, task: Task, **changes: Any) -> None:
         super().__init__(task)
         self.text = task.continuation()
+        self._drafter: ModelDrafter | None = None
+        if task.params.draft is not None:
+            from gptx.drafting import ModelDrafter
+
+            self._drafter = ModelDrafter(task)
+        self._drafted_at = len(task.ids)  # tokens that stood there when it proposed more
         self._usage = {"cached": 0, "drafted": 0, "accepted": 0}
         self.request = self._own(task.submit(**changes))
 
     @property
     def finished(self) -> bool:
         return self.text.finish != ""
+
+    def prepare(self) -> None:
+        position = len(self.task.ids) + len(self.text.token_ids)
+        if self.finished or not self._drafts or position == self._drafted_at:
+            return
+        n = self.task.engine.draft_length(self.request)
+        if n == 0:
+            return
+        self._drafted_at = position
+        draft = np.array(self._draft(n), np.int32)
+        self.task.engine.propose(self.request, position, draft)
+
+    @property
+    def _drafts(self) -> bool:
+        """Whether it guesses what comes next."""
+        return self._drafter is not None
+
+    def _draft(self, n: int) -> list[int]:
+        """Up to n tokens that may come next; none is as good as wrong ones."""
+        if self._drafter is None:
+            return []
+        return self._drafter.draft([*self.task.ids.tolist(), *self.text.token_ids], n)
 
     def take(self, event: Event) -> None:
         # A step may bring tokens behind a stop string; they are not part of the text.
@@ -175,6 +204,8 @@ class SampleJob(Job):
     def close(self) -> None:
         if self.request in self._requests:
             self._usage = self.task.engine.usage(self.request)
+        if self._drafter is not None:
+            self._drafter.close()
         super().close()
 
     def generation(self) -> Generation:
@@ -277,10 +308,6 @@ def _maker(task: Task) -> Callable[..., SampleJob]:
         from gptx import steered
 
         return steered.maker(task)
-    if task.params.draft is not None:
-        from gptx.drafting import DraftedJob
-
-        return DraftedJob
     return SampleJob
 
 

@@ -105,7 +105,7 @@ class SamplingParams:
             off.
         draft: a smaller model with the same tokenizer that drafts.
 
-    The slow path, in Python for each token:
+    The slow path, in Python for each token; what a guide forces is drafted by itself:
         logits_processors: functions ``f(ids [T], logits [V]) -> logits [V]`` that act first of all,
             in this order; -inf bans a token.
         guide: what the text must match: see `gptx.guided`.

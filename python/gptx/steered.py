@@ -44,6 +44,15 @@ class SteeredJob(SampleJob):
     def prepare(self) -> None:
         if self._ready and not self.finished:  # Ctrl-C came while a processor ran
             self._choose()
+        super().prepare()
+
+    @property
+    def _drafts(self) -> bool:
+        return self._guide is not None or super()._drafts
+
+    def _draft(self, n: int) -> list[int]:
+        forced = [] if self._guide is None else self._guide.forced()
+        return forced[:n] or super()._draft(n)
 
     def take(self, event: Event) -> None:
         if event.finish or self.finished:
@@ -64,10 +73,10 @@ class SteeredJob(SampleJob):
         guide = self._guide
         if guide is not None and guide.is_finished:
             return self._end("stop")
-        raw = self.task.engine.held_logits(self.request)[-1]
         words = None if guide is None else guide.mask()
-        logits = raw
+        logits = None
         if processors := self.task.params.logits_processors:
+            raw = self.task.engine.held_logits(self.request)[-1]
             if not np.isfinite(raw).all():
                 return self._end("non_finite")
             logits = process(processors, self._ids, raw.copy())

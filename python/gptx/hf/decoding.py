@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from gptx import jobs
 from gptx.beams import log_softmax
-from gptx.drafting import DraftedJob
 from gptx.errors import ParameterError
 from gptx.hf.arguments import Arguments
 from gptx.hf.arrays import given
@@ -46,7 +45,7 @@ class Continued(NamedTuple):
     logits: list[NDArray[np.float32]] | None = None
 
 
-class _Watched:
+class _Sample(SampleJob):
     """A sample that ends at the strings of a `StopStrings` too, and tells a streamer its tokens."""
 
     def __init__(
@@ -66,9 +65,9 @@ class _Watched:
         self.tokens: list[int] = []
 
     def take(self, event: Event) -> None:
-        if self.finished:  # type: ignore[attr-defined]
+        if self.finished:
             return
-        super().take(event)  # type: ignore[misc]
+        super().take(event)
         by_end = event.token < 0 and event.finish == "stop"
         token = self._end_token if by_end else event.token
         if token < 0:
@@ -76,18 +75,10 @@ class _Watched:
         self.tokens.append(token)
         if self._put is not None:
             self._put(token)
-        if self._stops is not None and not self.finished:  # type: ignore[attr-defined]
+        if self._stops is not None and not self.finished:
             self._context.append(token)
             if self._stops.completed(self._context):
-                self.cancel()  # type: ignore[attr-defined]
-
-
-class _Sample(_Watched, SampleJob):
-    pass
-
-
-class _DraftedSample(_Watched, DraftedJob):
-    pass
+                self.cancel()
 
 
 def by_engine(
@@ -102,12 +93,11 @@ def by_engine(
             streamer.put(given(np.array([token]), batch.device))
 
     end = call.possible_ends[0] if call.possible_ends else -1
-    make = _Sample if call.draft is None else _DraftedSample
     started: list[Job] = []
     try:
         for i in range(len(batch.ids)):
             task = model._task(batch.row(i), call.params(row=i * call.count))
-            maker = partial(make, end=end, stops=stops, put=put)
+            maker = partial(_Sample, end=end, stops=stops, put=put)
             group = call.count > 1
             started.append(jobs.GroupJob(task, call.count, maker) if group else maker(task))
         _run(model, started)
