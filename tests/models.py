@@ -66,6 +66,7 @@ REQUEST_FIELDS = (
     "held",
     "hidden",
     "wanted",
+    "logits",
     "parent",
 )
 

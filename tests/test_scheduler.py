@@ -378,6 +378,39 @@ def test_the_hidden_state_is_what_the_head_multiplies(config, tensors):
     assert np.abs(hidden @ tensors["wte.weight"].T - logits).max() < 1e-4
 
 
+def test_hidden_states_without_logits_share_steps_with_everything_else(config, tensors, mode, solo):
+    plain = make_engine(config, tensors, **mode)
+    engine = make_engine(config, tensors, kv_cache_bytes=1 << 24, poison=True, **mode)
+    texts = [random_ids(config, n, seed=n) for n in (300, 1, 64, 250)]
+    prompts = [random_ids(config, n, seed=n) for n in (90, 7, 200)]
+    hidden = dict(held=True, hidden=True, logits=0)
+    alone = []
+    for ids in texts:
+        request = submit(plain, ids, 1, wanted=len(ids), **hidden | dict(logits=len(ids)))
+        ready(plain, request)
+        alone.append(plain.held_hidden(request))
+
+    def check(request, i, wanted):
+        assert engine.held_logits(request).shape == (0, config.vocab_size)
+        assert np.array_equal(engine.held_hidden(request), alone[i][-wanted:])
+
+    asked = [(i, wanted) for i, ids in enumerate(texts) for wanted in {1, len(ids)}]
+    states = [submit(engine, texts[i], 1, wanted=wanted, **hidden) for i, wanted in asked]
+    generated = [submit(engine, ids, 30, **SAMPLED) for ids in prompts]
+    assert run(engine, generated) == [solo(ids, 30, **SAMPLED) for ids in prompts]
+    for request, (i, wanted) in zip(states, asked, strict=True):
+        engine.advance([request])
+        check(request, i, wanted)
+        engine.feed(request, [3])
+        assert ready(engine, request).shape == (0, config.vocab_size)
+        assert engine.held_hidden(request).shape == (1, config.n_embd)
+    steps = engine.stats()["steps"]
+    request = submit(engine, texts[0], 1, wanted=300, **hidden)
+    engine.advance([request])
+    check(request, 0, 300)
+    assert engine.stats()["steps"] - steps == 1
+
+
 # Scores
 
 

@@ -125,7 +125,7 @@ class PyEngine {
   int64_t submit(const Ids& ids, const py::dict& sampling, size_t max_new_tokens, size_t min_new_tokens,
                  std::vector<int32_t> end_tokens, std::vector<int32_t> forced_tokens, int32_t forced_end, size_t slide,
                  size_t lookup, std::optional<double> seconds, bool held, bool hidden,
-                 size_t wanted, bool last_logits, int64_t parent) {
+                 size_t wanted, std::optional<size_t> logits, int64_t parent) {
     const size_t limit = slide > 0 ? std::numeric_limits<size_t>::max() : config_.block_size - (held ? 0 : 1);
     RequestParams params{.sampling = sampling_params_from(sampling),
                          .max_new_tokens = max_new_tokens,
@@ -139,7 +139,7 @@ class PyEngine {
                          .held = held,
                          .hidden = hidden,
                          .wanted = wanted,
-                         .last_logits = last_logits};
+                         .logits = logits.value_or(std::numeric_limits<size_t>::max())};
     check_ids("forced_tokens", params.forced_tokens);
     check_ids("sampling", params.sampling.dry_breakers);
     for (const std::vector<int32_t>& word : params.sampling.bad_words) check_ids("sampling", word);
@@ -421,7 +421,7 @@ void init_engine(py::module_& m) {
            py::arg("forced_tokens") = std::vector<int32_t>(), py::arg("forced_end") = kNoToken,
            py::arg("slide") = 0, py::arg("lookup") = 0, py::arg("seconds") = py::none(),
            py::arg("held") = false, py::arg("hidden") = false, py::arg("wanted") = 1,
-           py::arg("last_logits") = false, py::arg("parent") = 0)
+           py::arg("logits") = py::none(), py::arg("parent") = 0)
       .def("submit_score", &PyEngine::submit_score, py::arg("ids"), py::kw_only(), py::arg("first") = 1,
            py::arg("top") = 0, py::arg("parent") = 0)
       .def("advance", &PyEngine::advance, py::arg("requests"))

@@ -25,30 +25,32 @@ struct Batch {
   std::vector<size_t> positions;                  // [T]
   std::vector<std::span<const int32_t>> blocks;   // per sequence, the ids of its KV blocks
   std::vector<size_t> lengths;                    // per sequence, its rows
-  std::vector<size_t> logit_counts;               // per sequence, how many of its last rows want logits
-  std::vector<size_t> logit_rows;                 // rows that want logits, ascending
+  std::vector<size_t> kept_counts;                // per sequence, how many of its last rows leave the last layer
+  std::vector<size_t> kept_rows;                  // those rows, ascending
+  size_t n_logits = 0;                            // the first kept rows want logits, the others their hidden state alone
   std::vector<Query> queries;                     // cover all rows
-  std::vector<Query> logit_queries;               // cover logit_rows, out_row counts them
+  std::vector<Query> kept_queries;                // cover kept_rows, out_row counts them
   bool keeps_states = false;                      // whether somebody reads the states between the layers
 
   size_t size() const { return tokens.size(); }
 
-  // Appends a chunk of one sequence that starts at `position`; its last `n_logits` rows want logits.
-  void add(std::span<const int32_t> chunk, size_t position, std::span<const int32_t> block_ids,
-           size_t n_logits) {
+  // Appends a chunk of one sequence that starts at `position` and keeps its last `n_kept` rows.
+  // Requires: none that wants logits comes behind one that keeps rows without.
+  void add(std::span<const int32_t> chunk, size_t position, std::span<const int32_t> block_ids, size_t n_kept,
+           bool wants_logits = true) {
     const size_t first = tokens.size();
-    const size_t first_logit = chunk.size() - n_logits;
+    const size_t first_kept = chunk.size() - n_kept;
     for (size_t i = 0; i < chunk.size(); ++i) {
       tokens.push_back(chunk[i]);
       positions.push_back(position + i);
     }
     add_queries(queries, first, first, chunk.size(), position, blocks.size());
-    add_queries(logit_queries, first + first_logit, logit_rows.size(), n_logits,
-                position + first_logit, blocks.size());
-    for (size_t i = first_logit; i < chunk.size(); ++i) logit_rows.push_back(first + i);
+    add_queries(kept_queries, first + first_kept, kept_rows.size(), n_kept, position + first_kept, blocks.size());
+    for (size_t i = first_kept; i < chunk.size(); ++i) kept_rows.push_back(first + i);
+    if (wants_logits) n_logits = kept_rows.size();
     blocks.push_back(block_ids);
     lengths.push_back(chunk.size());
-    logit_counts.push_back(n_logits);
+    kept_counts.push_back(n_kept);
   }
 
  private:

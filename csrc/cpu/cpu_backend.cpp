@@ -234,12 +234,12 @@ void CpuBackend::keep_states(const Rows& x, size_t layer, const Batch& batch) {
   });
 }
 
-void CpuBackend::keep_logit_rows(Rows& x, const Batch& batch) {
+void CpuBackend::keep_rows(Rows& x, const Batch& batch) {
   // Rows move to lower indices in ascending order, so one worker does it in place.
   device_.team.for_each(rank_, 1, [&](size_t) {
-    for (size_t i = 0; i < batch.logit_rows.size(); ++i) {
-      if (batch.logit_rows[i] == i) continue;
-      std::memcpy(x.row(i), x.row(batch.logit_rows[i]), device_.n_embd_ * sizeof(float));
+    for (size_t i = 0; i < batch.kept_rows.size(); ++i) {
+      if (batch.kept_rows[i] == i) continue;
+      std::memcpy(x.row(i), x.row(batch.kept_rows[i]), device_.n_embd_ * sizeof(float));
     }
   });
 }

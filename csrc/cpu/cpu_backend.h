@@ -131,7 +131,7 @@ class CpuBackend {
   void norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows);
   void add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows);
   void keep_states(const Rows& x, size_t layer, const Batch& batch);
-  void keep_logit_rows(Rows& x, const Batch& batch);
+  void keep_rows(Rows& x, const Batch& batch);
 
  private:
   const OperandBuffer& operands(const Rows& in, const Norm* norm, const Linear& linear,

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define GPTX_CUDA_ABI 2
+#define GPTX_CUDA_ABI 3
 
 typedef enum {
   GPTX_CUDA_OK = 0,
@@ -76,12 +76,14 @@ typedef struct {
   uint64_t steps_ahead; /* the most tokens of a step of several */
 } gptx_cuda_model_options;
 
-/* Consecutive positions of one sequence, of which the last `n_logits` want logits. */
+/* Consecutive positions of one sequence, of which the last `n_kept` want logits, or else their hidden state alone; parts
+   that do not want logits come last. */
 typedef struct {
   const int32_t* tokens;
   uint64_t n_tokens, position;
   const int32_t* blocks; /* the ids of its KV blocks */
-  uint64_t n_blocks, n_logits;
+  uint64_t n_blocks, n_kept;
+  int32_t wants_logits;
 } gptx_cuda_part;
 
 /* A token to choose from row `logit_row` of those that want logits; at most one for each. */
@@ -125,7 +127,7 @@ typedef struct {
   /* Logits [V] of row `row` of those that wanted them in the last step; where a token was chosen from them, they may be
      changed. */
   gptx_cuda_status (*logits)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
-  /* The hidden state [C] of the same row: the residual stream after the final norm. */
+  /* The hidden state [C] of row `row` of those that were kept: the residual stream after the final norm. */
   gptx_cuda_status (*hidden)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
   /* The KV cache, block by block, in order with the steps. The first two return at once. */
   gptx_cuda_status (*copy_block)(gptx_cuda_model* model, int32_t from, int32_t to, gptx_cuda_error* error);

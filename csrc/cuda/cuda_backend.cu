@@ -161,7 +161,7 @@ void CudaBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& 
            cache);
   }
   const QueryList& list =
-      queries.data() == batch.queries.data() ? tables_.queries() : tables_.logit_queries();
+      queries.data() == batch.queries.data() ? tables_.queries() : tables_.kept_queries();
   AttentionTask task{.qkv = qkv,
                      .out = y,
                      .cache = cache,
@@ -185,10 +185,10 @@ void CudaBackend::attend_few(AttentionTask task, const QueryList& list) {
   }
 }
 
-void CudaBackend::keep_logit_rows(Rows& x, const Batch& batch) {
+void CudaBackend::keep_rows(Rows& x, const Batch& batch) {
   const int threads = 128;
-  launch(device_, {.x = static_cast<size_t>(ceil_div(n_embd_, threads)), .threads = threads}, keep_rows, x,
-         tables_.logit_rows(), static_cast<int>(batch.logit_rows.size()), n_embd_);
+  launch(device_, {.x = static_cast<size_t>(ceil_div(n_embd_, threads)), .threads = threads}, cuda::keep_rows, x,
+         tables_.kept_rows(), static_cast<int>(batch.kept_rows.size()), n_embd_);
 }
 
 void CudaBackend::copy_block(int32_t from, int32_t to) {

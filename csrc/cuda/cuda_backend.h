@@ -48,7 +48,7 @@ class CudaBackend {
   void norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows);
   void add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows);
   void keep_states(const Rows&, size_t, const Batch&) {}  // not offered: Runner::keeps_states
-  void keep_logit_rows(Rows& x, const Batch& batch);
+  void keep_rows(Rows& x, const Batch& batch);
   // One token for each sample of the tables; logits may change.
   void sample(const Rows& logits);
 

@@ -17,11 +17,11 @@ StepTables::StepTables(Device& device, const TableLimits& limits, bool split_que
   layout_.tokens = place(limits.rows * sizeof(int32_t));
   layout_.positions = place(limits.rows * sizeof(int32_t));
   layout_.row_tables = place(limits.rows * sizeof(int32_t));
-  layout_.logit_rows = place(limits.logit_rows * sizeof(int32_t));
+  layout_.kept_rows = place(limits.rows * sizeof(int32_t));
   layout_.samples = place(limits.logit_rows * sizeof(SampleItem));
   // A query has at least one row.
   layout_.queries = place(limits.rows * sizeof(QueryItem));
-  layout_.logit_queries = place(limits.rows * sizeof(QueryItem));
+  layout_.kept_queries = place(limits.rows * sizeof(QueryItem));
   layout_.block_tables = place(limits.rows * limits.context_blocks * sizeof(int32_t));
   layout_.end = end;
   memory_ = static_cast<std::byte*>(device.allocate(end, "tables of a step"));
@@ -111,7 +111,7 @@ void StepTables::fill_samples(std::span<const SampleTask> samples, bool feed_bac
 void StepTables::upload(const Batch& batch, std::span<const SampleTask> samples, bool feed_back, size_t length) {
   std::copy(batch.tokens.begin(), batch.tokens.end(), host_at<int32_t>(layout_.tokens));
   std::copy(batch.positions.begin(), batch.positions.end(), host_at<int32_t>(layout_.positions));
-  std::copy(batch.logit_rows.begin(), batch.logit_rows.end(), host_at<int32_t>(layout_.logit_rows));
+  std::copy(batch.kept_rows.begin(), batch.kept_rows.end(), host_at<int32_t>(layout_.kept_rows));
 
   // A sequence brings the blocks that this step can reach.
   std::vector<int32_t> tables(batch.blocks.size());
@@ -130,7 +130,7 @@ void StepTables::upload(const Batch& batch, std::span<const SampleTask> samples,
     std::fill_n(host_at<int32_t>(layout_.row_tables) + q.row, q.rows, tables[q.sequence]);
   }
   queries_ = fill_queries(layout_.queries, batch.queries, tables, length);
-  logit_queries_ = fill_queries(layout_.logit_queries, batch.logit_queries, tables, length);
+  kept_queries_ = fill_queries(layout_.kept_queries, batch.kept_queries, tables, length);
   fill_samples(samples, feed_back);
   device_.upload(memory_, host_, layout_.block_tables + blocks * sizeof(int32_t));
 }

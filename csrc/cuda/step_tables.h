@@ -42,9 +42,9 @@ class StepTables {
   const int32_t* positions() const { return at<int32_t>(layout_.positions); }
   const int32_t* row_tables() const { return at<int32_t>(layout_.row_tables); }
   const int32_t* block_tables() const { return at<int32_t>(layout_.block_tables); }
-  const int32_t* logit_rows() const { return at<int32_t>(layout_.logit_rows); }
+  const int32_t* kept_rows() const { return at<int32_t>(layout_.kept_rows); }
   const QueryList& queries() const { return queries_; }
-  const QueryList& logit_queries() const { return logit_queries_; }
+  const QueryList& kept_queries() const { return kept_queries_; }
   SampleStep sample_step(const RowsView& logits, int maxima, int vocab_size, double* weights) const;
   size_t samples() const { return samples_; }
   bool all_greedy() const { return all_greedy_; }
@@ -55,7 +55,7 @@ class StepTables {
 
  private:
   struct Layout {  // in bytes
-    size_t tokens, positions, row_tables, block_tables, logit_rows, queries, logit_queries, samples, end;
+    size_t tokens, positions, row_tables, block_tables, kept_rows, queries, kept_queries, samples, end;
   };
 
   template <class T>
@@ -84,7 +84,7 @@ class StepTables {
   size_t chosen_count_ = 0;
   size_t samples_ = 0;
   bool all_greedy_ = true;
-  QueryList queries_, logit_queries_;
+  QueryList queries_, kept_queries_;
 };
 
 }  // namespace gptx::cuda

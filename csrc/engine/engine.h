@@ -95,8 +95,12 @@ class Engine {
   struct Part {  // what one request contributes to a step
     Request* request;
     size_t rows;
+    size_t kept;     // of the rows, the last that want logits or a hidden state
+    size_t drafted;  // of the rows, the last that are guesses
+  };
+  struct Room {  // what is left in a step
+    size_t rows;
     size_t logits;
-    size_t drafted;  // of the rows
   };
 
   enum class Outcome : uint8_t { kRan, kIdle, kInterrupted };
@@ -121,7 +125,8 @@ class Engine {
   bool end_overdue();
   void plan(Step& step, std::vector<Part>& parts);
   Start try_start(Request& request);
-  void add_part(Step& step, std::vector<Part>& parts, Request& request);
+  void add_part(std::vector<Part>& parts, Room& room, Request& request);
+  void fill(Step& step, const Part& part) const;
   size_t draft_room(const Request& request) const;
   void draft(Request& request, size_t rows) const;
   static std::vector<int32_t> take_draft(const Part& part);
@@ -133,7 +138,7 @@ class Engine {
   SampleTask sample_task(const Request& request, size_t real, size_t ahead) const;
   void commit(const std::vector<Part>& parts, const Step& step, StepResult& result);
   void commit_generated(const Part& part, const Step& step, StepResult& result, size_t sample);
-  void keep_rows(const Part& part, size_t logit_row);
+  void keep_rows(const Part& part, size_t kept_row);
   void keep_states(const Part& part, size_t first_row);
   void undo_drafts(const std::vector<Part>& parts);
   void take_token(Request& request, Choice choice);

@@ -27,7 +27,7 @@ struct RequestParams {
   bool held = false;                     // the caller chooses the tokens, reads logits
   bool hidden = false;                   // and reads hidden states
   size_t wanted = 1;                     // of so many of the last rows of the prompt
-  bool last_logits = false;              // of which only the last one's logits are kept
+  size_t logits = ~size_t{0};            // of which so many of the last have logits; 0: they are not computed
 };
 
 enum class Finish : uint8_t { kNone, kStop, kLength, kTime, kNonFinite, kDone };
@@ -62,7 +62,7 @@ struct Request {
   size_t wanted = 1;           // kHold: of the last rows, how many want logits
   bool ready = false;          // kHold: nothing to do before the caller says more
   bool chosen = false;         // kHold: its last token came by choose, so that the next may be drafted
-  std::vector<float> logits;   // kHold: theirs [wanted, V], and those behind each token of `checked`
+  std::vector<float> logits;   // kHold: theirs [kept_logits, V], and those behind each token of `checked`
   std::vector<int32_t> checked;  // kHold: drafted tokens whose rows are computed
   size_t accepted = 0;           // kHold: of these, the first ones that the caller chose too
   std::vector<float> hidden;   // kHold: their hidden states [wanted, C]
@@ -76,9 +76,9 @@ struct Request {
   bool released = false;
   bool stepping = false;  // part of the step that runs now
 
-  // Positions of the window: the end of the rows to compute, and the first of them that wants logits.
+  // Positions of the window: the end of the rows to compute, and the first of them that is kept: that wants logits or a hidden state.
   size_t rows_end() const { return sequence.window() - (task == Task::kScore ? 1 : 0); }
-  size_t logits_begin() const {
+  size_t kept_begin() const {
     switch (task) {
       case Task::kGenerate: return sequence.window() - 1;
       case Task::kHold: return sequence.window() - wanted;
@@ -88,8 +88,10 @@ struct Request {
     }
     return 0;
   }
+  bool wants_logits() const { return task != Task::kHold || params.logits > 0; }
+  size_t kept_logits() const { return std::min(wanted, params.logits); }
   // Rows before this one say nothing that is asked: they may come from the cache.
-  size_t first_asked() const { return task == Task::kStates ? 0 : std::min(logits_begin(), rows_end() - 1); }
+  size_t first_asked() const { return task == Task::kStates ? 0 : std::min(kept_begin(), rows_end() - 1); }
   size_t pending() const { return rows_end() - sequence.computed; }
   // Whether a step can do something for it; one whose events wait for their reader is not stepped further.
   bool is_runnable() const { return !finished && !ready && events.empty() && pending() > 0; }

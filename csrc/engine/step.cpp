@@ -19,9 +19,10 @@ bool Engine::end_overdue() {
 
 // Decode rows first, since a prompt can wait longer than a reader; prompts fill up the step, first come first served.
 void Engine::plan(Step& step, std::vector<Part>& parts) {
+  Room room{limits_.rows, limits_.logit_rows};
   const auto decodes = [](const Request& r) { return r.sequence.computed > 0 && r.pending() == 1; };
   for (const auto& request : requests_) {
-    if (request->is_runnable() && decodes(*request)) add_part(step, parts, *request);
+    if (request->is_runnable() && decodes(*request)) add_part(parts, room, *request);
   }
   bool full = false;  // nothing more is begun, but what has begun goes on
   for (const auto& request : requests_) {
@@ -32,8 +33,11 @@ void Engine::plan(Step& step, std::vector<Part>& parts) {
       full |= start == Start::kFull;
       if (start != Start::kNow) continue;
     }
-    add_part(step, parts, *request);
+    add_part(parts, room, *request);
   }
+  // In a batch, rows without logits come last.
+  std::ranges::stable_partition(parts, [](const Part& part) { return part.request->wants_logits(); });
+  for (const Part& part : parts) fill(step, part);
   plan_ahead(step, parts);
 }
 
@@ -53,15 +57,15 @@ Engine::Start Engine::try_start(Request& request) {
   return start;
 }
 
-void Engine::add_part(Step& step, std::vector<Part>& parts, Request& request) {
+// Decides what a request contributes to the step, for which there is some room left.
+void Engine::add_part(std::vector<Part>& parts, Room& room, Request& request) {
   Sequence& s = request.sequence;
-  const size_t row_room = limits_.rows - step.batch.size();
-  const size_t logit_room = limits_.logit_rows - step.batch.logit_rows.size();
   const size_t real = s.tokens.size();
-  const size_t first_logit = std::max(request.logits_begin(), s.computed);
-  draft(request, std::min(row_room, logit_room));
+  const size_t first_kept = std::max(request.kept_begin(), s.computed);
+  draft(request, std::min(room.rows, room.logits));
 
-  size_t end = std::min({request.rows_end(), s.computed + row_room, first_logit + logit_room});
+  size_t end = std::min(request.rows_end(), s.computed + room.rows);
+  if (request.wants_logits()) end = std::min(end, first_kept + room.logits);
   try {
     if (end > s.computed) end = reserve(request, end);
   } catch (...) {
@@ -74,22 +78,30 @@ void Engine::add_part(Step& step, std::vector<Part>& parts, Request& request) {
 
   const Part part{.request = &request,
                   .rows = end - s.computed,
-                  .logits = end > first_logit ? end - first_logit : 0,
+                  .kept = end > first_kept ? end - first_kept : 0,
                   .drafted = drafted};
-  const size_t logit_row = step.batch.logit_rows.size();
-  step.batch.add(s.windowed().subspan(s.computed, part.rows), s.computed, s.blocks, part.logits);
-  for (size_t i = 0; i < part.logits; ++i) {
-    if (request.task == Task::kGenerate) {
-      SampleTask task = sample_task(request, real, i);
-      task.logit_row = logit_row + i;
-      step.samples.push_back(task);
-    } else if (request.task == Task::kScore) {
-      step.scores.push_back({logit_row + i, s.tokens[first_logit + i + 1], request.top});
-    }
-  }
-  step.batch.keeps_states |= request.task == Task::kStates;
+  room.rows -= part.rows;
+  if (request.wants_logits()) room.logits -= part.kept;
   parts.push_back(part);
   request.stepping = request.started = true;
+}
+
+void Engine::fill(Step& step, const Part& part) const {
+  const Request& request = *part.request;
+  const Sequence& s = request.sequence;
+  const size_t kept_row = step.batch.kept_rows.size();
+  step.batch.add(s.windowed().subspan(s.computed, part.rows), s.computed, s.blocks, part.kept, request.wants_logits());
+  step.batch.keeps_states |= request.task == Task::kStates;
+  for (size_t i = 0; i < part.kept; ++i) {
+    if (request.task == Task::kGenerate) {
+      SampleTask task = sample_task(request, s.tokens.size() - part.drafted, i);
+      task.logit_row = kept_row + i;
+      step.samples.push_back(task);
+    } else if (request.task == Task::kScore) {
+      const size_t next = s.computed + part.rows - part.kept + i + 1;
+      step.scores.push_back({kept_row + i, s.tokens[next], request.top});
+    }
+  }
 }
 
 // The longest draft that a request can take behind its tokens, of which the last is the token to be computed next.
@@ -196,18 +208,18 @@ SampleTask Engine::sample_task(const Request& request, size_t real, size_t ahead
 }
 
 void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult& result) {
-  size_t row = 0, logit_row = 0, sample = 0, score = 0;
+  size_t row = 0, kept_row = 0, sample = 0, score = 0;
   for (const Part& part : parts) {
     Request& request = *part.request;
     Sequence& s = request.sequence;
     switch (request.task) {
       case Task::kGenerate:
         commit_generated(part, step, result, sample);
-        sample += part.logits;
+        sample += part.kept;
         break;
       case Task::kScore: {
-        const size_t first = s.computed + part.rows - part.logits + 1 - request.first_scored;
-        for (size_t i = 0; i < part.logits; ++i) request.scores[first + i] = std::move(result.scores[score++]);
+        const size_t first = s.computed + part.rows - part.kept + 1 - request.first_scored;
+        for (size_t i = 0; i < part.kept; ++i) request.scores[first + i] = std::move(result.scores[score++]);
         s.computed += part.rows;
         break;
       }
@@ -221,11 +233,11 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
         request.usage.drafted += part.drafted;
         request.drafts.proposed.clear();
         if (part.drafted == 0) request.drafts.learn(0, 0);
-        keep_rows(part, logit_row);
+        keep_rows(part, kept_row);
         s.computed += part.rows - part.drafted;
         break;
       case Task::kLogits:
-        keep_rows(part, logit_row);
+        keep_rows(part, kept_row);
         s.computed += part.rows;
         break;
     }
@@ -236,7 +248,7 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
       if (request.task != Task::kHold) finish(request);
     }
     row += part.rows;
-    logit_row += part.logits;
+    kept_row += part.kept;
     stats_.rows += part.rows;
   }
   ++stats_.steps;
@@ -247,10 +259,10 @@ void Engine::commit_generated(const Part& part, const Step& step, StepResult& re
   Sequence& s = request.sequence;
   const std::vector<int32_t> drafted = take_draft(part);
   s.computed += part.rows - part.drafted;
-  if (part.logits == 0) return;
+  if (part.kept == 0) return;
 
   const bool ahead = step.length > 1;
-  const size_t choices = ahead ? step.length : part.logits;
+  const size_t choices = ahead ? step.length : part.kept;
   size_t accepted = 0;
   for (size_t i = 0; i < choices; ++i) {
     if (i > 0) ++s.computed;
@@ -271,20 +283,20 @@ void Engine::commit_generated(const Part& part, const Step& step, StepResult& re
 }
 
 // Copies what a held request or a caller wants of its rows.
-void Engine::keep_rows(const Part& part, size_t logit_row) {
+void Engine::keep_rows(const Part& part, size_t kept_row) {
   Request& request = *part.request;
-  const size_t first = request.sequence.computed + part.rows - part.logits - request.logits_begin();
+  const size_t first = request.sequence.computed + part.rows - part.kept - request.kept_begin();
   const size_t vocab = config_.vocab_size, width = config_.n_embd;
   if (request.task == Task::kHold) {
-    request.logits.resize((request.params.last_logits ? 1 : request.wanted + part.drafted) * vocab);
+    request.logits.resize((request.kept_logits() + part.drafted) * vocab);
     request.hidden.resize(request.params.hidden ? request.wanted * width : 0);
   }
   float* const out = request.task == Task::kHold ? request.logits.data() : request.rows_out;
-  const size_t skipped = request.task == Task::kHold && request.params.last_logits ? request.wanted - 1 : 0;
-  for (size_t i = 0; i < part.logits; ++i) {
-    if (first + i >= skipped) std::ranges::copy(runner_->logits(logit_row + i), out + (first + i - skipped) * vocab);
+  const size_t skipped = request.task == Task::kHold ? request.wanted - request.kept_logits() : 0;
+  for (size_t i = 0; i < part.kept; ++i) {
+    if (first + i >= skipped) std::ranges::copy(runner_->logits(kept_row + i), out + (first + i - skipped) * vocab);
     if (request.hidden.empty()) continue;
-    runner_->hidden(logit_row + i, std::span(request.hidden).subspan((first + i) * width, width));
+    runner_->hidden(kept_row + i, std::span(request.hidden).subspan((first + i) * width, width));
   }
 }
 

@@ -27,7 +27,7 @@ concept Backend = requires(B b, size_t n, typename B::Rows& rows, const typename
   // Keeps a copy of all rows as they are before layer n, where the batch says so.
   b.keep_states(in, n, batch);
   // Moves the rows that want logits to the front.
-  b.keep_logit_rows(rows, batch);
+  b.keep_rows(rows, batch);
 };
 
 }  // namespace gptx

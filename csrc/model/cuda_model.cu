@@ -85,12 +85,12 @@ struct gptx_cuda_model {
     Batch batch;
     for (uint64_t i = 0; i < step.n_parts; ++i) {
       const gptx_cuda_part& p = step.parts[i];
-      batch.add({p.tokens, p.n_tokens}, p.position, {p.blocks, p.n_blocks}, p.n_logits);
+      batch.add({p.tokens, p.n_tokens}, p.position, {p.blocks, p.n_blocks}, p.n_kept, p.wants_logits != 0);
     }
     // Whether every sequence has one row, and it wants logits. Such a step is recorded, with a token for each row in
     // order. Where the device is to choose none, it chooses a greedy one that nobody reads: that leaves the logits as
     // they are, and costs less than to run without a recording.
-    const bool decode = batch.size() == step.n_parts && batch.logit_rows.size() == step.n_parts;
+    const bool decode = batch.size() == step.n_parts && batch.n_logits == step.n_parts;
     if (step.length > 1 && !(decode && step.n_samples == step.n_parts)) {
       throw std::invalid_argument("a step of several tokens that is not all decode");
     }

@@ -53,30 +53,29 @@ class Gpt {
       block(b, layer, batch);
     }
     b.keep_states(a_.x, config_.n_layer, batch);
-    if (batch.keeps_states) b.keep_logit_rows(a_.x, batch);  // no layer was pruned
-    b.norm_linear(a_.logits, a_.x, weights_.ln_f, weights_.lm_head, batch.logit_rows.size());
+    if (batch.keeps_states) b.keep_rows(a_.x, batch);  // no layer was pruned
+    b.norm_linear(a_.logits, a_.x, weights_.ln_f, weights_.lm_head, batch.n_logits);
   }
 
   typename B::Rows& logits() { return a_.logits; }
 
   const Activations<B>& activations() const { return a_; }
 
-  // The residual stream of the rows that wanted logits, before the final norm.
+  // The residual stream of the rows that the batch keeps, before the final norm.
   const typename B::Rows& hidden() const { return a_.x; }
   const typename B::Norm& final_norm() const { return weights_.ln_f; }
 
  private:
   void block(B& b, size_t layer, const Batch& batch) {
     const BlockWeights<B>& w = weights_.blocks[layer];
-    // Beyond the last K and V only rows that want logits matter.
-    const bool prune =
-        layer + 1 == config_.n_layer && batch.logit_rows.size() < batch.size() && !batch.keeps_states;
-    const std::vector<Query>& queries = prune ? batch.logit_queries : batch.queries;
-    const size_t rows = prune ? batch.logit_rows.size() : batch.size();
+    // Beyond the last K and V only the rows that somebody reads matter.
+    const bool prune = layer + 1 == config_.n_layer && batch.kept_rows.size() < batch.size() && !batch.keeps_states;
+    const std::vector<Query>& queries = prune ? batch.kept_queries : batch.queries;
+    const size_t rows = prune ? batch.kept_rows.size() : batch.size();
 
     b.self_attention(a_.y, a_.qkv, a_.x, w.ln_1, w.attn_c_attn, layer, attention_scale(layer), batch,
                      queries);
-    if (prune) b.keep_logit_rows(a_.x, batch);
+    if (prune) b.keep_rows(a_.x, batch);
     b.add_linear(a_.x, a_.y, w.attn_c_proj, rows);
     b.norm_linear(a_.mlp, a_.x, w.ln_2, w.mlp_c_fc, rows);
     b.add_linear(a_.x, a_.mlp, w.mlp_c_proj, rows);

@@ -70,8 +70,8 @@ class Runner {
   // then void.
   virtual bool run(const Step& step, StepResult& result, const std::function<bool()>& interrupted) = 0;
 
-  // Of the i-th row that wanted logits, until the next step: its logits [V], unless a token was chosen from
-  // them, and its hidden state [C], the residual stream after the final norm.
+  // Of the i-th row that the batch kept, until the next step: its logits [V], where it wanted them and no token was
+  // chosen from them, and its hidden state [C], the residual stream after the final norm.
   virtual std::span<const float> logits(size_t i) = 0;
   virtual void hidden(size_t i, std::span<float> out) = 0;
 

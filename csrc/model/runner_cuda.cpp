@@ -107,15 +107,17 @@ class CudaRunner final : public Runner {
     check_process();
     const Batch& batch = step.batch;
     parts_.clear();
-    size_t row = 0;
+    size_t row = 0, kept = 0;
     for (size_t s = 0; s < batch.blocks.size(); ++s) {
       const size_t n = batch.lengths[s];
+      kept += batch.kept_counts[s];
       parts_.push_back({.tokens = batch.tokens.data() + row,
                         .n_tokens = n,
                         .position = batch.positions[row],
                         .blocks = batch.blocks[s].data(),
                         .n_blocks = batch.blocks[s].size(),
-                        .n_logits = batch.logit_counts[s]});
+                        .n_kept = batch.kept_counts[s],
+                        .wants_logits = kept <= batch.n_logits});
       row += n;
     }
     // A step of several tokens has none for the host: their parameters are stateless.
@@ -216,7 +218,7 @@ class CudaRunner final : public Runner {
   // The scores of a step, and the tokens that the device does not choose. Every row comes to the host once.
   void run_on_host(const Step& step, StepResult& result) {
     if (!host_) host_ = std::make_unique<Host>(vocab_size_);
-    places_.assign(step.batch.logit_rows.size(), kNowhere);
+    places_.assign(step.batch.n_logits, kNowhere);
     size_t n = 0;
     const auto want = [&](size_t row) {
       if (places_[row] == kNowhere) places_[row] = n++;

@@ -70,7 +70,7 @@ class Engine:
         held: bool = False,
         hidden: bool = False,
         wanted: int = 1,
-        last_logits: bool = False,
+        logits: int | None = None,
         parent: int = 0,
     ) -> int: ...
     def submit_score(

@@ -33,7 +33,7 @@ class ContrastiveJob(Job):
         self._candidates: dict[int, TokenLogprob] = {}  # by their requests
         self._weights: dict[int, float] = {}  # their probabilities
         self._prompt = self._own(
-            task.submit(held=True, hidden=True, wanted=len(task.ids), last_logits=True)
+            task.submit(held=True, hidden=True, wanted=len(task.ids), logits=1)
         )
 
     @property

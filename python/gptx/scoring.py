@@ -151,7 +151,7 @@ def embed(
     def submit(ids: NDArray[np.int32]) -> int:
         wanted = len(ids) if pooling == "mean" else 1
         return model._engine.submit(
-            ids, sampling={}, max_new_tokens=1, held=True, hidden=True, wanted=wanted
+            ids, sampling={}, max_new_tokens=1, held=True, hidden=True, wanted=wanted, logits=0
         )
 
     def collect(i: int, request: int) -> None:

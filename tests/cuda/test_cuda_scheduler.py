@@ -249,6 +249,27 @@ def test_hidden_states_are_near_the_float64_values(small, config, tensors):
     assert np.abs(hidden @ head.T - logits).max() < 1e-5 * np.abs(logits).max()
 
 
+@EVERY_MODE
+def test_hidden_states_without_logits_share_steps_with_everything_else(make, plain, config):
+    engine = make(kv_cache_bytes=1 << 20)
+    ids = random_ids(config, 150)
+    request = submit(plain, ids, 1, held=True, hidden=True, wanted=150)
+    ready(plain, request)
+    expected = plain.held_hidden(request)
+    options = dict(held=True, hidden=True, logits=0)
+    states = [submit(engine, ids, 1, wanted=wanted, **options) for wanted in (150, 1, 70)]
+    generated = submit(engine, ids[:20], 12, **SAMPLED)
+    assert run(engine, [generated])[0] == generate(plain, ids[:20], 12, **SAMPLED)
+    for request, wanted in zip(states, (150, 1, 70), strict=True):
+        engine.advance([request])
+        assert np.array_equal(engine.held_hidden(request), expected[-wanted:])
+        assert engine.held_logits(request).shape == (0, config.vocab_size)
+        engine.feed(request, [3])
+        ready(engine, request)
+        assert engine.held_hidden(request).shape == (1, config.n_embd)
+        engine.release(request)
+
+
 # What is chosen on the host
 
 HOST_PARAMETERS = [
