@@ -1,4 +1,5 @@
-"""What the engine saves: many requests together, prefixes that come again, drafts, shared prompts.
+"""What the engine saves: many requests together, prefixes that come again, drafts, shared prompts,
+logits that nobody asks for, tokens that a guide forces.
 
     python bench/engine.py                       gpt2 shape, int8, beside CTranslate2 if installed
     python bench/engine.py --parts prefix,choose --rounds 9
@@ -10,6 +11,7 @@ run; medians with least and most.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -235,7 +237,60 @@ def choose(options: argparse.Namespace) -> dict[str, Any]:
     return {"choose among 4 : one prefill": _ratio(seconds["choose"], seconds["prefill"])}
 
 
-PARTS = {"ragged": ragged, "prefix": prefix, "lookup": lookup, "choose": choose}
+def embed(options: argparse.Namespace) -> dict[str, Any]:
+    """The states behind all 512 tokens of a text, of which no logits are asked."""
+    config = modelfile.read(options.model, verify=False).config
+    ids = _ids(config, np.random.default_rng(7), min(512, config.block_size // 2))
+    model = _load(options)
+    mean = model.hidden_states(ids)[-1].mean(axis=0, dtype=np.float64)
+    _require(np.allclose(model.embed(ids), mean, rtol=1e-6), "embed is not the mean of the states")
+    seconds = _alternate(
+        {
+            "embed": lambda: model.embed(ids),
+            "prefill": lambda: model.generate(ids, max_new_tokens=1, **GREEDY),
+        },
+        options.rounds,
+    )
+    return {"embed a text : its prefill": _ratio(seconds["embed"], seconds["prefill"])}
+
+
+def guided(options: argparse.Namespace) -> dict[str, Any]:
+    """Tokens per second with a guide and without, on the embedded model, whose steps are short."""
+    if importlib.util.find_spec("llguidance") is None:
+        return {"guided : free tokens/s": 'skipped: pip install "gptx[guided]"'}
+    model = gptx.load(threads=options.threads, prefix_cache_bytes=0)
+    keys = {f"the name of the king number {i}": {"enum": ["yes", "no"]} for i in range(6)}
+    schema = {"type": "object", "properties": keys, "required": list(keys)}
+    schema["additionalProperties"] = False
+    figures: dict[str, Any] = {}
+    for name, guide in (
+        ("any text", gptx.guided.regex("(?s:.*)")),
+        ("JSON of known keys", gptx.guided.json_schema(schema)),
+    ):
+
+        def run(guide: Any = None, n: int = 100) -> gptx.Generation:
+            return model.generate("Once upon a time", max_new_tokens=n, guide=guide, **GREEDY)
+
+        n = run(guide).completion_tokens
+        seconds = _alternate(
+            {
+                "guided": lambda run=run, guide=guide: run(guide),
+                "free": lambda run=run, n=n: run(n=n),
+            },
+            options.rounds,
+        )
+        figures[f"guided : free tokens/s, {name}"] = _ratio(seconds["free"], seconds["guided"])
+    return figures
+
+
+PARTS = {
+    "ragged": ragged,
+    "prefix": prefix,
+    "lookup": lookup,
+    "choose": choose,
+    "embed": embed,
+    "guided": guided,
+}
 
 
 def _load(options: argparse.Namespace, **more: Any) -> gptx.Model:

@@ -281,6 +281,8 @@ def test_the_engine_benchmark_checks_and_compares(tmp_path):
         "repeated prefix of 512 : its prefill",
         "prompt lookup, other text",
         "choose among 4 : one prefill",
+        "embed a text : its prefill",
+        "guided : free tokens/s, JSON of known keys",
     ):
         assert figures[name]["median"] > 0
         assert f"| {name} |" in result.stdout
