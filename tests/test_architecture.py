@@ -37,6 +37,7 @@ PYTHON_LAYERS = [
     ["generation", "modelfile"],
     ["checkpoints"],
     ["convert"],
+    ["requests"],
     ["branch", "guided", "jobs", "scoring"],
     ["classification"],
     ["background", "drafting", "session", "steered"],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gptx
-from gptx import jobs
+from gptx import jobs, requests
 from models import (
     as_transformers,
     make_config,
@@ -170,7 +170,7 @@ def test_the_core_names_the_candidates_of_the_twin(model, seed):
         min_new_tokens=int(rng.integers(0, 9)),
     )
     engine, ids = model._engine, rng.integers(0, 9, 12).astype(np.int32)
-    fields = model._request_fields(params, 0)
+    fields = requests.fields(model, params, 0)
     request = engine.submit(ids, held=True, **fields)
     engine.advance([request])
     engine.feed(request, ids[:7])

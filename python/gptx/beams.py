@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gptx import requests
 from gptx.errors import ParameterError
 from gptx.generation import Continuation, Generation, TokenLogprob
 from gptx.guided import GuideState
@@ -189,7 +190,7 @@ class BeamJob(Job):
         self._ready = False  # the logits of all beams are there
         self._steps: deque[BeamStep] = deque()
         self._watched = False
-        ends = frozenset(task.model._end_tokens(params))
+        ends = frozenset(requests.end_tokens(task.model, params))
         room = task.model.config.block_size - len(task.ids)
         most = min(params.max_new_tokens, room)
         guide = None if params.guide is None else params.guide.start(task.model, sorted(ends))

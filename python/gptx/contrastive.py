@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gptx import requests
 from gptx.errors import ParameterError
 from gptx.generation import Generation, TokenLogprob
 from gptx.jobs import Event, Job, Task
@@ -22,7 +23,7 @@ class ContrastiveJob(Job):
         super().__init__(task)
         params, config = task.params, task.model.config
         self.text = task.continuation()
-        self._ends = frozenset(task.model._end_tokens(params))
+        self._ends = frozenset(requests.end_tokens(task.model, params))
         self._most = min(params.max_new_tokens, config.block_size - len(task.ids))
         # Of every token so far the hidden state, scaled to length 1: [T, C].
         self._context = np.zeros((len(task.ids) + self._most, config.n_embd), np.float32)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptx import requests
 from gptx.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class ModelDrafter:
             self._request = 0
 
     def _submit(self, text: list[int]) -> int:
-        fields = self._model._request_fields(self._task.params, self._task.seed)
+        fields = requests.fields(self._model, self._task.params, self._task.seed)
         room = self._model.config.block_size
         changes = {"held": True, "end_tokens": [], "max_new_tokens": room, "lookup": 0}
         return self._model._engine.submit(np.array(text, np.int32), **(fields | changes))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gptx import requests
 from gptx.errors import NonFiniteLogitsError
 from gptx.generation import Continuation, Generation, TokenLogprob
 from gptx.sampling import MAX_SEED, SamplingParams
@@ -57,7 +58,7 @@ class Task(NamedTuple):
     def submit(self, **changes: Any) -> int:
         """A request with the parameters of the task, but for ``changes``."""
         return self.engine.submit(
-            self.ids, **(self.model._request_fields(self.params, self.seed) | changes)
+            self.ids, **(requests.fields(self.model, self.params, self.seed) | changes)
         )
 
     def generation(self, text: Continuation, **more: Any) -> Generation:
@@ -254,7 +255,7 @@ class GroupJob(Job):
             seed = (self.task.seed + i * _SEED_STRIDE) % (MAX_SEED + 1)
             changes: dict[str, Any] = {"parent": self._prompt}
             if params.best_of:  # ranked by their log-probabilities, asked for or not
-                fields = self.task.model._request_fields(params, seed)["sampling"]
+                fields = requests.fields(self.task.model, params, seed)["sampling"]
                 changes["sampling"] = fields | {"logprobs": params.logprobs or 0}
             job = self._make(self.task._replace(seed=seed), **changes)
             self._samples.append(job)

@@ -8,28 +8,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-import numbers
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptx import _core, jobs, modelfile
+from gptx import _core, jobs, modelfile, requests
 from gptx.branch import Branch
 from gptx.config import GPTConfig
 from gptx.errors import (
     ContextLengthError,
     ParameterError,
-    TokenIdError,
     TokenizeError,
 )
 from gptx.generation import Generation
-from gptx.sampling import SamplingParams
+from gptx.sampling import SamplingParams, with_changes
 from gptx.tokenizer import Tokenizer, TokenizerSpec
 
 if TYPE_CHECKING:
@@ -41,23 +38,6 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int] | NDArray[np.integer]
 
 _KV_BLOCK = 64  # positions
-
-_SAMPLING_FIELDS = (
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "dry_multiplier",
-    "dry_base",
-    "dry_allowed_length",
-    "dry_range",
-    "no_repeat_ngram_size",
-    "temperature",
-    "top_n_sigma",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-)
 
 
 class Stream(Iterator[str]):
@@ -161,7 +141,6 @@ class Model:
         self.kv_cache_dtype: str = self._engine.kv_cache_dtype
         self.threads: int = self._engine.threads
         self.isa: str = self._engine.isa
-        self._containing: dict[tuple[str, ...], list[int]] = {}
         _living_models.add(self)
 
     def __repr__(self) -> str:
@@ -228,7 +207,7 @@ class Model:
 
         Of beams, a piece is what all of them have in common and none can take back.
         """
-        return Stream(self._start_stream(prompt, _merged(params, changes)))
+        return Stream(self._start_stream(prompt, with_changes(params, changes)))
 
     async def agenerate(
         self,
@@ -259,7 +238,7 @@ class Model:
         """
         from gptx import background
 
-        job = self._start_stream(prompt, _merged(params, changes))
+        job = self._start_stream(prompt, with_changes(params, changes))
         return background.AsyncStream(self._background, job)
 
     @cached_property
@@ -300,7 +279,7 @@ class Model:
         from gptx.beams import BeamJob, BeamStream
 
         _check_single(prompt)
-        params = _merged(params, changes)
+        params = with_changes(params, changes)
         if params.num_beams < 2:
             raise ParameterError("num_beams", params.num_beams, "at least 2")
         return BeamStream(BeamJob(self._task(prompt, params)))
@@ -527,62 +506,6 @@ class Model:
         seed = jobs.random_seed() if params.seed is None else int(params.seed)
         return jobs.Task(self, ids, text, params, seed)
 
-    def _request_fields(self, params: SamplingParams, seed: int) -> dict[str, Any]:
-        """The parameters of a request as the engine takes them, ids checked."""
-        sampling: dict[str, Any] = {name: getattr(params, name) for name in _SAMPLING_FIELDS}
-        bias_ids = self._checked_ids("logit_bias", list(params.logit_bias))
-        sampling["logit_bias"] = list(zip(bias_ids, params.logit_bias.values(), strict=True))
-        suppressed = self._checked_ids("suppress_tokens", params.suppress_tokens)
-        sampling["bad_words"] = [[i] for i in suppressed] + [
-            self.tokenizer.encode(word)
-            if isinstance(word, str)
-            else self._checked_ids("bad_words", word)
-            for word in params.bad_words
-        ]
-        if params.dry_multiplier > 0:
-            sampling["dry_breakers"] = self._ids_that_contain(tuple(params.dry_breakers))
-        sampling["seed"] = seed
-        sampling["logprobs"] = -1 if params.logprobs is None else params.logprobs
-        end = params.forced_eos_token_id
-        return {
-            "sampling": sampling,
-            "max_new_tokens": params.max_new_tokens,
-            "min_new_tokens": params.min_new_tokens,
-            "end_tokens": self._end_tokens(params),
-            "forced_tokens": self._checked_ids("forced_tokens", params.forced_tokens),
-            "forced_end": -1 if end is None else self._checked_ids("forced_eos_token_id", [end])[0],
-            "slide": self._slide(params),
-            "lookup": params.prompt_lookup,
-            "seconds": params.max_time,
-        }
-
-    def _slide(self, params: SamplingParams) -> int:
-        """Tokens to read again where the context is full; 0: none."""
-        if params.context == "stop":
-            return 0
-        size = self.config.block_size
-        keep = max(1, size // 2) if params.context_keep is None else params.context_keep
-        if keep > size:
-            raise ParameterError("context_keep", keep, f"at most block_size = {size}")
-        return keep
-
-    def _checked_ids(self, name: str, ids: Sequence[int]) -> list[int]:
-        for index, token in enumerate(ids):
-            integral = isinstance(token, numbers.Integral) and not isinstance(token, bool)
-            if not integral or not 0 <= token < self.config.vocab_size:
-                raise TokenIdError(name, index, token, self.config.vocab_size)
-        return [int(token) for token in ids]
-
-    def _ids_that_contain(self, texts: tuple[str, ...]) -> list[int]:
-        """The tokens in which one of the texts occurs."""
-        if texts not in self._containing:
-            parts = [text.encode() for text in texts]
-            tokens = [self.tokenizer.token_bytes(i) for i in range(self.config.vocab_size)]
-            self._containing[texts] = [
-                i for i, token in enumerate(tokens) if any(part in token for part in parts)
-            ]
-        return self._containing[texts]
-
     def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         # bytes are a sequence of integers, but whoever passes them means text.
@@ -590,24 +513,10 @@ class Model:
             raise ParameterError("prompt", prompt, "a str or a sequence of token ids")
         if len(ids) == 0:
             raise ParameterError("prompt", prompt, "at least one token")
-        return np.asarray(self._checked_ids("prompt", ids), dtype=np.int32)
+        return np.asarray(requests.checked_ids(self, "prompt", ids), dtype=np.int32)
 
     def _decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids]) if self._tokenizer else ""
-
-    def _end_tokens(self, params: SamplingParams) -> list[int]:
-        ends = self._checked_ids("stop_token_ids", params.stop_token_ids)
-        if not params.ignore_eos:
-            ends += self._eos_token_ids()
-        return ends
-
-    def _eos_token_ids(self) -> list[int]:
-        eos = self._source.generation.get("eos_token_id")
-        if eos is None and self._tokenizer is not None:
-            eos = self._tokenizer.eos_token_id
-        if eos is None:
-            return []
-        return [i for i in np.atleast_1d(eos).tolist() if i < self.config.vocab_size]
 
 
 def _cuda_library(device: str) -> str:
@@ -646,20 +555,8 @@ def _merged_all(
         if len(params) != len(prompts):
             got = f"{len(params)} of them"
             raise ParameterError("params", got, f"one SamplingParams for each of {len(prompts)}")
-        return [_merged(one, changes) for one in params]
-    return [_merged(params, changes)] * len(prompts)
-
-
-def _merged(params: SamplingParams | None, changes: dict[str, object]) -> SamplingParams:
-    known = [field.name for field in dataclasses.fields(SamplingParams)]
-    for name in changes:
-        if name not in known:
-            raise ParameterError(name, changes[name], "one of the parameters " + ", ".join(known))
-    if params is None:
-        return SamplingParams(**changes)  # type: ignore[arg-type]
-    if not isinstance(params, SamplingParams):
-        raise ParameterError("params", params, "a SamplingParams")
-    return dataclasses.replace(params, **changes)
+        return [with_changes(one, changes) for one in params]
+    return [with_changes(params, changes)] * len(prompts)
 
 
 _living_models: weakref.WeakSet[Model] = weakref.WeakSet()

@@ -264,6 +264,25 @@ class SamplingParams:
             raise ParameterError("guide", self.guide, "a guide that gptx.guided makes, or None")
 
 
+def with_changes(params: SamplingParams | None, changes: Mapping[str, object]) -> SamplingParams:
+    """The parameters, by default `SamplingParams()`, with some of them replaced.
+
+    Raises:
+        ParameterError: a name is none of them, or a value is not allowed.
+    """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ParameterError("params", params, "a SamplingParams")
+    known = [field.name for field in dataclasses.fields(SamplingParams)]
+    for name, value in changes.items():
+        if name not in known:
+            from difflib import get_close_matches
+
+            similar = get_close_matches(name, known, n=3)
+            hint = f", such as {' or '.join(similar)}" if similar else ""
+            raise ParameterError(name, value, "a parameter of gptx.SamplingParams" + hint)
+    return dataclasses.replace(params or SamplingParams(), **changes)  # type: ignore[arg-type]
+
+
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise ParameterError(name, value, f"an integer from {low} to {high}")

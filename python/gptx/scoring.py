@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gptx import requests
 from gptx.errors import ContextLengthError, NonFiniteLogitsError, ParameterError
 from gptx.sampling import MAX_LOGPROBS
 
@@ -322,7 +323,7 @@ def _with_bos(model: Model, prompt: Prompt, bos: bool) -> NDArray[np.int32]:
 def _ids_of_any_length(model: Model, prompt: Prompt, bos: bool) -> NDArray[np.int32]:
     if not bos:
         return model._ids(prompt)
-    end = model._eos_token_ids()
+    end = requests.eos_token_ids(model)
     if not end:
         raise ParameterError("bos", bos, "False for a model without an end-of-text token")
     ids = [] if isinstance(prompt, str) and not prompt else model._ids(prompt)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptx import requests
 from gptx.errors import ParameterError
 from gptx.guided import GuideState
 from gptx.jobs import Event, SampleJob, Task
@@ -25,7 +26,8 @@ def maker(task: Task) -> Callable[..., SteeredJob]:
     guide = task.params.guide
     if guide is None:
         return SteeredJob
-    return partial(SteeredJob, guide=guide.start(task.model, task.model._end_tokens(task.params)))
+    ends = requests.end_tokens(task.model, task.params)
+    return partial(SteeredJob, guide=guide.start(task.model, ends))
 
 
 class SteeredJob(SampleJob):
@@ -84,9 +86,9 @@ class SteeredJob(SampleJob):
         self._ready = False
         chosen = self.task.engine.choose(self.request, logits, () if words is None else words)
         event = Event(*chosen)
-        if event.token >= 0:
+        if processors and event.token >= 0:
             self._ids = np.append(self._ids, np.int32(event.token))
-            if processors and not math.isnan(event.logprob):
+            if not math.isnan(event.logprob):
                 event = event._replace(**_logprobs(raw, event.token, len(event.top)))
         return event if guide is None else _guided(guide, event)
 

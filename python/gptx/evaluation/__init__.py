@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gptx import scoring
+from gptx import requests, scoring
 from gptx.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def evaluate_text(
         raise ParameterError("text", text, "a str")
     if limit is not None and (type(limit) is not int or limit < 0):
         raise ParameterError("limit", limit, "an integer from 0")
-    bos = bool(model._eos_token_ids())
+    bos = bool(requests.eos_token_ids(model))
     perplexity = model.perplexity(text, stride=stride, bos=bos)
     tokens = len(model.tokenizer.encode(text))
     size = len(text.encode())

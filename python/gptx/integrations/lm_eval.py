@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptx import scoring
+from gptx import requests, scoring
 from gptx.errors import ContextLengthError, MissingExtraError, ParameterError
 from gptx.loading import load
 from gptx.model import Model
@@ -96,7 +96,7 @@ class GptxLM(TemplateLM):
         self.max_gen_toks = _count("max_gen_toks", max_gen_toks, default, max(1, size - 1))
         self._seed = seed
         self._encode = self.model.tokenizer.encode
-        ends = self.model._eos_token_ids()
+        ends = requests.eos_token_ids(self.model)
         if not ends:
             raise ParameterError("model", str(self.model.path), "one with an end-of-text token")
         self._end = ends[0]
