@@ -41,6 +41,25 @@ def test_logits_of_a_left_padded_batch_are_those_of_transformers_with_positions(
     torch.testing.assert_close(ours[mask], theirs[mask], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_hidden_states_are_those_of_transformers(pair, side):
+    import torch
+
+    def script(lib):
+        inputs = lib.padded(PROMPTS, side)
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with torch.no_grad():
+            out = lib.model(**inputs, position_ids=positions, output_hidden_states=True)
+        return mask.bool(), out.hidden_states
+
+    (mask, ours), (_, theirs) = pair.run(script)
+    assert len(ours) == len(theirs)
+    for state, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(state[mask], expected[mask], rtol=1e-4, atol=1e-4)
+        assert (state[~mask] == 0).all()
+
+
 def test_the_loss_is_that_of_transformers(pair):
     import torch
 
@@ -197,7 +216,6 @@ WRONG_CALLS = [
     (dict(labels=IDS, attention_mask=[[1, 1, 0], [0, 1, 1]]), ParameterError, "labels"),
     (dict(inputs_embeds=IDS), GptxError, "inputs_embeds"),
     (dict(token_type_ids=IDS), GptxError, "token_type_ids"),
-    (dict(output_hidden_states=True), GptxError, "output_hidden_states"),
     (dict(output_attentions=True), GptxError, "output_attentions"),
     (dict(past_key_values=[1]), ParameterError, "past_key_values"),
     (dict(wrong=1), ParameterError, "wrong"),
@@ -208,6 +226,12 @@ WRONG_CALLS = [
 def test_a_call_names_the_argument_that_is_wrong(model, arguments, error, name):
     with pytest.raises(error, match=rf"^{name}\b"):
         model(**({"input_ids": IDS} | arguments))
+
+
+def test_hidden_states_behind_a_cache_are_refused(model):
+    past = model(input_ids=[[1, 2]]).past_key_values
+    with pytest.raises(GptxError, match="^output_hidden_states"):
+        model(input_ids=[[3]], past_key_values=past, output_hidden_states=True)
 
 
 WRONG_GENERATIONS = [

@@ -8,27 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptx.errors import ContextLengthError, ParameterError, UnsupportedError
-from gptx.hf import decoding, generation_config, loading, prompts, seed
+from gptx.hf import decoding, forward, generation_config, loading, prompts, seed
 from gptx.hf.arguments import Arguments
-from gptx.hf.arrays import Array, given, loaded_torch, matrix
+from gptx.hf.arrays import Array, given, loaded_torch
 from gptx.hf.cache import Cache
 from gptx.hf.config import GPT2Config, config_of, read_config
 from gptx.hf.generation_config import DEFAULTS, NAMES, GenerationConfig
 from gptx.hf.locate import locate
-from gptx.hf.outputs import (
-    CausalLMOutput,
-    GenerateBeamDecoderOnlyOutput,
-    GenerateDecoderOnlyOutput,
-)
+from gptx.hf.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from gptx.hf.prompts import Batch
 from gptx.hf.stopping import StopStrings
 from gptx.hf.streamers import BaseStreamer
 from gptx.model import Model
 
-_IGNORED = -100  # a label that is not scored
 # Of `forward` and `generate`: what must stay as it is.
 _UNSUPPORTED = (
     "past_key_values",
@@ -38,7 +32,6 @@ _UNSUPPORTED = (
     "encoder_hidden_states",
     "encoder_attention_mask",
     "output_attentions",
-    "output_hidden_states",
     "head_mask",
     "negative_prompt_ids",
     "negative_prompt_attention_mask",
@@ -233,6 +226,7 @@ class GPT2LMHeadModel:
         *,
         labels: Array | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool = True,
         cache: Cache | None = None,
@@ -249,13 +243,15 @@ class GPT2LMHeadModel:
             position_ids: none but those that count each row's own tokens from 0, which gptx counts
                 where transformers counts the padding too unless it is given them.
             labels: ``[B, T]``, usually the ids; -100 is not scored.
+            output_hidden_states: give ``hidden_states`` too, which takes a forward pass of its own;
+                not with a cache.
             use_cache: ``past_key_values`` is there either way, and computed when it is looked at.
             logits_to_keep: of so many of the last places alone; 0: all.
             return_dict: False for a tuple.
 
         Returns:
             ``logits`` float32 ``[B, T, V]``, zeros at padding; ``loss``, the mean of the cross
-            entropies of ``labels[:, 1:]``.
+            entropies of ``labels[:, 1:]``; ``hidden_states``, ``n_layer + 1`` times ``[B, T, C]``.
 
         Raises:
             ParameterError, TokenIdError, ContextLengthError: naming the argument.
@@ -269,15 +265,22 @@ class GPT2LMHeadModel:
             raise ParameterError("past_key_values", past, "what an earlier call returned")
         mask = attention_mask if past is None else None
         batch = prompts.batch(input_ids, mask, self.gptx.config.vocab_size)
+        if past is not None and output_hidden_states:
+            raise UnsupportedError("output_hidden_states: not with past_key_values")
         if past is None:
             prompts.check_positions(position_ids, batch)
-            logits = self._logits(batch)
+            logits = forward.logits(self.gptx, batch)
         else:
             logits = past.feed(batch.ids)
-        loss = None if labels is None else _loss(logits, batch, labels)
+        loss = None if labels is None else forward.loss(logits, batch, labels)
         if logits_to_keep:
             logits = logits[:, -logits_to_keep:]
-        out = _ForwardOutput(
+        states = None
+        if output_hidden_states:
+            found = forward.hidden_states(self.gptx, batch)
+            states = tuple(given(state, batch.device) for state in found)
+        out = forward.Output(
+            hidden_states=states,
             loss=loss if loss is None else given(loss, batch.device),
             logits=given(logits, batch.device),
         )
@@ -434,31 +437,6 @@ class GPT2LMHeadModel:
             raise ParameterError("stop_strings", call.stops, allowed)
         return StopStrings(inner, call.stops)
 
-    def _logits(self, batch: Batch) -> NDArray[np.float32]:
-        """Float32 ``[B, T, V]``, all rows in the same steps."""
-        size, engine = self.gptx.config.block_size, self.gptx._engine
-        out = np.zeros((*batch.ids.shape, self.gptx.config.vocab_size), np.float32)
-        lengths = batch.mask.sum(axis=1)
-        if lengths.max() > size:
-            raise ContextLengthError(int(lengths.max()), size)
-        running: dict[int, int] = {}
-        try:
-            for i in range(len(batch.ids)):
-                row = batch.row(i)
-                request = engine.submit(
-                    row, sampling={}, max_new_tokens=1, held=True, wanted=len(row)
-                )
-                running[request] = i
-            while running:
-                for request in {event[0] for event in engine.advance(list(running))}:
-                    i = running.pop(request)
-                    out[i, batch.mask[i]] = engine.held_logits(request)
-                    engine.release(request)
-        finally:
-            for request in running:
-                engine.release(request)
-        return out
-
     def _cache(self, batch: Batch) -> Cache:
         return Cache([self.gptx.branch(batch.row(i)) for i in range(len(batch.ids))])
 
@@ -467,21 +445,6 @@ class AutoModelForCausalLM:
     """``AutoModelForCausalLM.from_pretrained`` is that of `GPT2LMHeadModel`."""
 
     from_pretrained = GPT2LMHeadModel.from_pretrained
-
-
-class _ForwardOutput(CausalLMOutput):
-    """Makes the cache when it is asked for, so that no memory is held for those who do not."""
-
-    def remember(self, cache: Cache | Callable[[], Cache]) -> None:
-        object.__setattr__(self, "_source", cache)
-
-    def __getattr__(self, name: str) -> Any:
-        source = self.__dict__.get("_source")
-        if name in ("past_key_values", "cache") and source is not None:
-            if not isinstance(source, Cache):
-                self.remember(source())
-            return self.__dict__["_source"]
-        return super().__getattr__(name)
 
 
 def _defaults(path: Path, config: GPT2Config, stored: Any) -> GenerationConfig:
@@ -515,30 +478,6 @@ def _seed(given_seed: int | None, config: GenerationConfig, batch: Batch) -> int
             raise ParameterError("seed", given_seed, "an integer from 0 to 2**64 - 1")
         return given_seed
     return seed.draw(batch.device) if config.do_sample else 0
-
-
-def _loss(logits: NDArray[np.float32], batch: Batch, labels: Array) -> NDArray[np.float32]:
-    """The mean cross entropy of ``labels[:, 1:]``, float32, of no shape; NaN of no labels."""
-    targets = matrix("labels", labels)
-    if targets.shape != batch.ids.shape:
-        allowed = f"the shape of input_ids, {list(batch.ids.shape)}"
-        raise ParameterError("labels", list(targets.shape), allowed)
-    scored = targets[:, 1:] != _IGNORED
-    if (scored & ~batch.mask[:, :-1]).any():
-        allowed = f"{_IGNORED} behind padding, where there are no logits"
-        raise ParameterError("labels", "others", allowed)
-    wanted = targets[:, 1:][scored]
-    size = logits.shape[-1]
-    if ((wanted < 0) | (wanted >= size)).any():
-        raise ParameterError("labels", targets.tolist(), f"ids from 0 to {size - 1}, or {_IGNORED}")
-    total, count = 0.0, len(wanted)
-    for i in np.flatnonzero(scored.any(axis=1)):
-        rows = logits[i, :-1][scored[i]].astype(np.float64)
-        largest = rows.max(axis=1)
-        sums = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
-        chosen = rows[range(len(rows)), targets[i, 1:][scored[i]]]
-        total += float((sums - chosen).sum())
-    return np.array(total / count if count else np.nan, np.float32)
 
 
 def _output(call: Arguments, found: decoding.Continued) -> Any:
