@@ -103,6 +103,7 @@ typedef struct {
   const gptx_cuda_sample* samples;
   uint64_t n_samples;
   uint64_t length; /* more than 1: every part has one token and one sample, and tokens are fed back */
+  int32_t keeps_states; /* whether `state` will be asked for */
 } gptx_cuda_step;
 
 typedef struct gptx_cuda_model gptx_cuda_model;
@@ -129,6 +130,8 @@ typedef struct {
   gptx_cuda_status (*logits)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
   /* The hidden state [C] of row `row` of those that were kept: the residual stream after the final norm. */
   gptx_cuda_status (*hidden)(gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error);
+  /* Of row `row` of a step that kept states: the state [C] before layer `layer`, behind the final norm for n_layer. */
+  gptx_cuda_status (*state)(gptx_cuda_model* model, uint64_t layer, uint64_t row, float* out, gptx_cuda_error* error);
   /* The KV cache, block by block, in order with the steps. The first two return at once. */
   gptx_cuda_status (*copy_block)(gptx_cuda_model* model, int32_t from, int32_t to, gptx_cuda_error* error);
   /* Makes all bytes 0xFF, which is NaN in every float. */

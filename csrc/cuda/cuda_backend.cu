@@ -185,6 +185,18 @@ void CudaBackend::attend_few(AttentionTask task, const QueryList& list) {
   }
 }
 
+// Straight to the host: who asks for all of them has no other use for the memory of the device.
+void CudaBackend::keep_states(const Rows& x, size_t layer, const Batch& batch) {
+  if (!batch.keeps_states) return;
+  if (layer == 0) {
+    state_rows_ = batch.size();
+    state_stride_ = static_cast<size_t>(x.stride);
+    states_.resize((layers_ + 1) * state_rows_ * state_stride_);
+  }
+  const size_t n = state_rows_ * state_stride_;
+  device_.download(states_.data() + layer * n, x.data, n * sizeof(float));
+}
+
 void CudaBackend::keep_rows(Rows& x, const Batch& batch) {
   const int threads = 128;
   launch(device_, {.x = static_cast<size_t>(ceil_div(n_embd_, threads)), .threads = threads}, cuda::keep_rows, x,

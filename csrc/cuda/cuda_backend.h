@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "core/config.h"
 #include "cuda/device.h"
@@ -47,10 +48,13 @@ class CudaBackend {
                       float scale, const Batch& batch, std::span<const Query> queries);
   void norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows);
   void add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows);
-  void keep_states(const Rows&, size_t, const Batch&) {}  // not offered: Runner::keeps_states
+  void keep_states(const Rows& x, size_t layer, const Batch& batch);
   void keep_rows(Rows& x, const Batch& batch);
   // One token for each sample of the tables; logits may change.
   void sample(const Rows& logits);
+
+  // Of a step that kept states, once it is done: row `row` before layer `layer`, on the host.
+  const float* state(size_t layer, size_t row) const { return states_.data() + (layer * state_rows_ + row) * state_stride_; }
 
   // The KV cache block by block, `kv_block_bytes` each: the parts of the layers, in order.
   void copy_block(int32_t from, int32_t to);
@@ -86,6 +90,8 @@ class CudaBackend {
   int maxima_ = 0;            // of each row of the logits
   double* weights_ = nullptr;  // of the logits, to sample by
   StepTables tables_;
+  std::vector<float> states_;  // [L + 1, T, stride]
+  size_t state_rows_ = 0, state_stride_ = 0;
 };
 
 }  // namespace gptx::cuda

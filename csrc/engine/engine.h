@@ -82,7 +82,6 @@ class Engine {
   // Requires: 1 <= tokens.size() <= block_size, ids inside the vocabulary.
   bool logits(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted);
   // The states before each layer and behind the final norm, out [L + 1, T, C]. Otherwise as logits.
-  // Throws UnsupportedError where the device does not keep them.
   bool states(std::span<const int32_t> tokens, float* out, const Interrupted& interrupted);
 
   // In the child of a fork, where another thread of the parent may have held the locks.

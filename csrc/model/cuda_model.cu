@@ -87,6 +87,7 @@ struct gptx_cuda_model {
       const gptx_cuda_part& p = step.parts[i];
       batch.add({p.tokens, p.n_tokens}, p.position, {p.blocks, p.n_blocks}, p.n_kept, p.wants_logits != 0);
     }
+    batch.keeps_states = step.keeps_states != 0;
     // Whether every sequence has one row, and it wants logits. Such a step is recorded, with a token for each row in
     // order. Where the device is to choose none, it chooses a greedy one that nobody reads: that leaves the logits as
     // they are, and costs less than to run without a recording.
@@ -141,19 +142,15 @@ struct gptx_cuda_model {
     device_.synchronize();
   }
 
-  // The final norm again, on the host: on the device it is part of the product that makes the logits.
   void hidden(uint64_t row, float* out) {
-    const size_t n = config_.n_embd;
-    device_.download(out, gpt_.hidden().row(static_cast<int>(row)), n * sizeof(float));
+    device_.download(out, gpt_.hidden().row(static_cast<int>(row)), config_.n_embd * sizeof(float));
     device_.synchronize();
-    const auto count = static_cast<double>(n);
-    const double mean = std::accumulate(out, out + n, 0.0) / count;
-    double squares = 0.0;
-    for (size_t i = 0; i < n; ++i) squares += (out[i] - mean) * (out[i] - mean);
-    const double inverse = 1.0 / std::sqrt(squares / count + double{config_.layer_norm_epsilon});
-    for (size_t i = 0; i < n; ++i) {
-      out[i] = static_cast<float>((out[i] - mean) * inverse * double{final_gain_[i]} + double{final_bias_[i]});
-    }
+    normalize(out);
+  }
+
+  void state(uint64_t layer, uint64_t row, float* out) {
+    std::copy_n(backend_.state(layer, row), config_.n_embd, out);
+    if (layer == config_.n_layer) normalize(out);
   }
 
   void copy_block(int32_t from, int32_t to) { backend_.copy_block(from, to); }
@@ -170,6 +167,19 @@ struct gptx_cuda_model {
   std::mutex mutex;  // held through every call
 
  private:
+  // The final norm of a row again: on the device it is part of the product that makes the logits.
+  void normalize(float* out) const {
+    const size_t n = config_.n_embd;
+    const auto count = static_cast<double>(n);
+    const double mean = std::accumulate(out, out + n, 0.0) / count;
+    double squares = 0.0;
+    for (size_t i = 0; i < n; ++i) squares += (out[i] - mean) * (out[i] - mean);
+    const double inverse = 1.0 / std::sqrt(squares / count + double{config_.layer_norm_epsilon});
+    for (size_t i = 0; i < n; ++i) {
+      out[i] = static_cast<float>((out[i] - mean) * inverse * double{final_gain_[i]} + double{final_bias_[i]});
+    }
+  }
+
   // Every sequence of a decode step has one row; its kernels differ by the number of rows and of KV
   // blocks, and by whether something is drawn.
   std::shared_ptr<cuda::Device::Recording> recorded(const Batch& batch, uint64_t length) {
@@ -315,6 +325,10 @@ constexpr gptx_cuda_api kApi = {
     },
     .hidden = [](gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error) -> gptx_cuda_status {
       return locked(model, error, [&] { model->hidden(row, out); });
+    },
+    .state = [](gptx_cuda_model* model, uint64_t layer, uint64_t row, float* out,
+                gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { model->state(layer, row, out); });
     },
     .copy_block = [](gptx_cuda_model* model, int32_t from, int32_t to, gptx_cuda_error* error) -> gptx_cuda_status {
       return locked(model, error, [&] { model->copy_block(from, to); });

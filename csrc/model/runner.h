@@ -77,7 +77,6 @@ class Runner {
 
   // Of a row of a step whose batch kept states: the state [C] before layer n, behind the final norm for n = L.
   virtual void state(size_t layer, size_t row, std::span<float> out) = 0;
-  virtual bool keeps_states() const { return true; }
 
   // Chooses from logits [V] of the host, beside a step that runs; they may be changed. One call at a time.
   virtual void choose(std::span<float> logits, const SampleTask& task, Choice& out) = 0;

@@ -145,7 +145,8 @@ class CudaRunner final : public Runner {
                              .n_parts = parts_.size(),
                              .samples = samples_.data(),
                              .n_samples = samples_.size(),
-                             .length = step.length};
+                             .length = step.length,
+                             .keeps_states = batch.keeps_states};
     std::vector<int32_t> tokens(step.length * samples_.size());
     call(api_.run, model_, &out, tokens.data());
     for (size_t i = 0; i < tokens.size(); ++i) {
@@ -168,8 +169,10 @@ class CudaRunner final : public Runner {
     call(api_.hidden, model_, i, out.data());
   }
 
-  void state(size_t, size_t, std::span<float>) override {}
-  bool keeps_states() const override { return false; }
+  void state(size_t layer, size_t row, std::span<float> out) override {
+    check_process();
+    call(api_.state, model_, layer, row, out.data());
+  }
 
   void choose(std::span<float> logits, const SampleTask& task, Choice& out) override {
     chooser_.sample(logits, task, out);

@@ -342,7 +342,6 @@ class Model:
 
         Raises:
             ParameterError, TokenIdError, TokenizeError, ContextLengthError: as for `generate`.
-            UnsupportedError: the device is not the CPU.
         """
         ids = self._ids(prompt)
         if len(ids) > self.config.block_size:

@@ -270,6 +270,22 @@ def test_hidden_states_without_logits_share_steps_with_everything_else(make, pla
         engine.release(request)
 
 
+@EVERY_MODE
+def test_the_states_between_layers_are_those_of_the_cpu(make, config, tensors, mode):
+    engine = make(kv_cache_bytes=1 << 20)
+    ids = random_ids(config, 150)
+    states = engine.states(ids)
+    expected = make_engine(config, tensors, **mode).states(ids)
+    assert states.shape == (config.n_layer + 1, 150, config.n_embd)
+    assert np.array_equal(states[0], expected[0])
+    bound = 1e-5 if mode["dtype"] == "float32" else 3e-2
+    assert np.abs(states - expected).max() < bound * np.abs(expected).max()
+    request = submit(engine, ids, 1, held=True, hidden=True, wanted=150)
+    ready(engine, request)
+    assert np.array_equal(engine.held_hidden(request), states[-1])
+    assert np.array_equal(engine.states(ids[:1])[:, 0], states[:, 0])
+
+
 # What is chosen on the host
 
 HOST_PARAMETERS = [
