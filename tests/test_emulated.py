@@ -70,7 +70,7 @@ def run_on_arm(cpu, *command):
 
 
 def test_neon_kernels_on_an_emulated_arm_give_the_bits_of_the_scalar_ones(arm_programs):
-    tables = ["neon", "neon_dotprod"]
+    tables = ["neon", "neon_dotprod", "neon_i8mm"]
     assert_equal_to_scalar(run_on_arm("max", arm_programs / "kernel_test", *tables), tables)
 
 
@@ -79,4 +79,4 @@ def test_an_emulated_arm_without_the_dot_product_takes_the_plain_kernels(arm_pro
 
 
 def test_the_core_runs_on_an_emulated_arm(arm_programs):
-    assert run_on_arm("max", arm_programs / "core_test", "neon_dotprod") == "ok\n"
+    assert run_on_arm("max", arm_programs / "core_test", "neon_i8mm") == "ok\n"

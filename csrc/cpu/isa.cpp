@@ -22,6 +22,7 @@ extern const KernelTable k_avx512_bf16_kernels;
 extern const KernelTable k_avx512_amx_kernels;
 extern const KernelTable k_neon_kernels;
 extern const KernelTable k_neon_dotprod_kernels;
+extern const KernelTable k_neon_i8mm_kernels;
 
 namespace {
 
@@ -89,6 +90,17 @@ bool has_dotprod() {
   return false;
 #endif
 }
+
+bool has_i8mm() {
+#if defined(__linux__)
+  constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM, which older headers lack
+  return has_dotprod() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  return true;
+#else
+  return false;
+#endif
+}
 #endif
 
 struct Candidate {
@@ -105,6 +117,7 @@ const Candidate kCandidates[] = {
     {k_avx512_kernels, has_avx512},
     {k_avx2_kernels, has_avx2},
 #elif defined(GPTX_HAVE_ISA_neon)
+    {k_neon_i8mm_kernels, has_i8mm},
     {k_neon_dotprod_kernels, has_dotprod},
     {k_neon_kernels, always},
 #endif
