@@ -22,9 +22,8 @@ extern const KernelTable k_avx512_amx_kernels;
 constinit const KernelTable k_avx512_amx_kernels = [] {
   KernelTable table =
       GPTX_ISA::make_table<GPTX_ISA::BF16DotProduct, GPTX_ISA::ByteProduct>("avx512_amx");
-  MatmulKernels& fast = table.matmul[static_cast<size_t>(Precision::kInt8Fast)];
-  fast.linear = GPTX_ISA::linear_amx;
-  fast.probe = GPTX_ISA::probe_amx;
+  table.matmul[static_cast<size_t>(Precision::kInt8)] = GPTX_ISA::amx_kernels<GPTX_ISA::AmxPlanes>();
+  table.matmul[static_cast<size_t>(Precision::kInt8Fast)] = GPTX_ISA::amx_kernels<GPTX_ISA::AmxBytes>();
   return table;
 }();
 

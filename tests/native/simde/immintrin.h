@@ -129,7 +129,9 @@ inline void tile_zero(int t) {
   need_configured(t);
   std::memset(tiles.data[t], 0, sizeof tiles.data[t]);
 }
-inline void tile_dpbusd(int sums, int a, int b) {
+// A is the type of a byte of the left side; the right one is signed.
+template <class A>
+inline void tile_dot(int sums, int a, int b) {
   need_configured(sums);
   const auto& c = tiles.config;
   need(c.rows[sums] == c.rows[a] && c.row_bytes[sums] == c.row_bytes[b]);
@@ -139,7 +141,7 @@ inline void tile_dpbusd(int sums, int a, int b) {
       int32_t sum;
       std::memcpy(&sum, &tiles.data[sums][m][4 * n], sizeof sum);
       for (int k = 0; k < c.row_bytes[a]; ++k) {
-        sum += tiles.data[a][m][k] * static_cast<int8_t>(tiles.data[b][k / 4][4 * n + k % 4]);
+        sum += static_cast<A>(tiles.data[a][m][k]) * static_cast<int8_t>(tiles.data[b][k / 4][4 * n + k % 4]);
       }
       std::memcpy(&tiles.data[sums][m][4 * n], &sum, sizeof sum);
     }
@@ -152,12 +154,14 @@ inline void tile_dpbusd(int sums, int a, int b) {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbusd
+#undef _tile_dpbssd
 #define _tile_loadconfig(config) simde_gaps::load_config(config)
 #define _tile_release() (simde_gaps::tiles = {})
 #define _tile_loadd(t, from, stride) simde_gaps::tile_load(t, from, stride)
 #define _tile_stored(t, to, stride) simde_gaps::tile_store(t, to, stride)
 #define _tile_zero(t) simde_gaps::tile_zero(t)
-#define _tile_dpbusd(sums, a, b) simde_gaps::tile_dpbusd(sums, a, b)
+#define _tile_dpbusd(sums, a, b) simde_gaps::tile_dot<uint8_t>(sums, a, b)
+#define _tile_dpbssd(sums, a, b) simde_gaps::tile_dot<int8_t>(sums, a, b)
 
 #undef _mm512_madd_epi16
 #undef _mm512_maskz_loadu_ps
