@@ -147,6 +147,39 @@ def test_the_interpreter_exits_while_a_stream_is_open(path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("work", ["generate", "stream", "guided", "logits"])
+def test_the_interpreter_exits_while_daemon_threads_compute(path, work):
+    code = f"""
+        import threading, time
+        import gptx
+        model = gptx.load({str(path)!r})
+
+        def generate():
+            model.generate("a", max_new_tokens=100_000, context="slide", ignore_eos=True)
+
+        def stream():
+            for _ in model.stream("a", max_new_tokens=100_000, context="slide", ignore_eos=True):
+                pass
+
+        def guided():
+            model.generate("a", max_new_tokens=100_000, context="slide", ignore_eos=True,
+                           logits_processors=[lambda ids, logits: logits])
+
+        def logits():
+            while True:
+                model.logits("a" * 60)
+
+        for _ in range(3):
+            threading.Thread(target={work}, daemon=True).start()
+        time.sleep(0.3)
+        print("end")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "end\n", "")
+
+
 def test_generation_needs_neither_torch_nor_network(path):
     code = f"""
         import sys

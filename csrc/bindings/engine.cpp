@@ -11,6 +11,7 @@
 #include "bindings/module.h"
 #include "bindings/names.h"
 #include "bindings/params.h"
+#include "bindings/without_gil.h"
 #include "core/cpu_count.h"
 #include "cpu/isa.h"
 #include "engine/engine.h"
@@ -27,8 +28,10 @@ using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
 using Row = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-// True once a signal handler has raised; the exception is then pending. Called without the GIL.
+// True once a signal handler has raised, whose exception is then pending, or the interpreter ends. Called without the
+// GIL.
 bool signal_raised() {
+  if (at_exit()) return true;
   const py::gil_scoped_acquire acquired;
   return PyErr_CheckSignals() != 0;
 }
@@ -98,7 +101,7 @@ class PyEngine {
     for (const auto& [name, buffer] : tensors_) {
       source.tensors[name.cast<std::string>()] = bytes_of(buffer);
     }
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     const StepLimits limits{.rows = step_tokens, .logit_rows = kLogitRows};
     const auto blocks_in = [&](uint64_t bytes, uint64_t block_bytes) {
       const uint64_t context_blocks = (config_.block_size + kBlockTokens - 1) / kBlockTokens;
@@ -166,10 +169,10 @@ class PyEngine {
   py::list advance(const std::vector<int64_t>& requests) {
     std::vector<Event> events;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       events = engine_->advance(requests, signal_raised);
     }
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    raise_interruption();
     py::list out;
     for (const Event& e : events) out.append(event_tuple(e));
     return out;
@@ -178,19 +181,19 @@ class PyEngine {
   void feed(int64_t request, const Ids& ids, size_t wanted) {
     const std::vector<int32_t> before = engine_->tokens(request);
     const std::span<const int32_t> tokens = checked(ids, config_.block_size - std::min(before.size(), config_.block_size));
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     engine_->feed(request, tokens, std::min(std::max<size_t>(wanted, 1), tokens.size()));
   }
 
   void truncate(int64_t request, size_t n) {
     const size_t have = engine_->tokens(request).size();
     if (n < 1 || n > have) throw ParameterError("n", std::to_string(n), "1 to " + std::to_string(have));
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     engine_->truncate(request, n);
   }
 
   int64_t fork(int64_t request) {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     return engine_->fork(request);
   }
 
@@ -202,7 +205,7 @@ class PyEngine {
     const std::span<const uint32_t> mask = mask_from(allowed);
     Event event;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       event = engine_->choose(request, copy, mask);
     }
     return event_tuple(event);
@@ -223,7 +226,7 @@ class PyEngine {
     n = std::min(std::max<size_t>(n, 1), config_.vocab_size);
     Candidates found;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       found = engine_->candidates(request, n, given, biases, mask);
     }
     if (!found.finite) return py::none();
@@ -253,12 +256,12 @@ class PyEngine {
   void propose(int64_t request, size_t position, const Ids& ids) {
     if (ids.size() == 0) return;
     const std::span<const int32_t> tokens = checked(ids, config_.block_size);
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     engine_->propose(request, position, tokens);
   }
 
   size_t draft_length(int64_t request) {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     return engine_->draft_length(request);
   }
 
@@ -308,10 +311,10 @@ class PyEngine {
     py::array_t<float> out({tokens.size(), config_.vocab_size});
     bool finished = false;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       finished = engine_->logits(tokens, out.mutable_data(), signal_raised);
     }
-    if (!finished) throw py::error_already_set();
+    if (!finished) raise_interruption();
     return out;
   }
 
@@ -321,15 +324,16 @@ class PyEngine {
     py::array_t<float> out({config_.n_layer + 1, tokens.size(), config_.n_embd});
     bool finished = false;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       finished = engine_->states(tokens, out.mutable_data(), signal_raised);
     }
-    if (!finished) throw py::error_already_set();
+    if (!finished) raise_interruption();
     return out;
   }
 
   void release(int64_t request) {
-    const py::gil_scoped_release released;
+    if (at_exit()) return;
+    const WithoutGil released;
     engine_->release(request);
   }
 
@@ -338,6 +342,12 @@ class PyEngine {
   const std::string& kv_cache_dtype() const { return kv_cache_dtype_; }
 
  private:
+  // What signal_raised told of, if anything.
+  static void raise_interruption() {
+    if (PyErr_Occurred() == nullptr && at_exit()) PyErr_SetNone(PyExc_SystemExit);
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  }
+
   static py::tuple event_tuple(const Event& e) {
     return py::make_tuple(e.request, e.choice.token, finish_name(e.finish), e.choice.logprob, logprob_pairs(e.choice.top));
   }

@@ -7,6 +7,7 @@
 
 #include "bindings/buffers.h"
 #include "bindings/module.h"
+#include "bindings/without_gil.h"
 #include "core/checksum.h"
 #include "core/mapped_file.h"
 
@@ -18,7 +19,7 @@ namespace {
 std::unique_ptr<MappedFile> map_file(const std::string& path) {
   int error = 0;
   try {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     return std::make_unique<MappedFile>(path);
   } catch (const std::system_error& e) {
     error = e.code().value();
@@ -32,7 +33,7 @@ std::vector<uint64_t> checksums(const std::vector<py::object>& buffers, int thre
   std::vector<Bytes> views;
   for (const py::object& buffer : buffers) views.push_back(bytes_of(buffer));
   std::vector<uint64_t> out(views.size());
-  const py::gil_scoped_release released;
+  const WithoutGil released;
   tree_checksums(out, views, threads);
   return out;
 }

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/module.h"
+#include "bindings/without_gil.h"
 #include "core/error.h"
 
 namespace py = pybind11;
@@ -36,6 +37,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of gptx. Private: use the gptx package.";
   m.attr("__version__") = GPTX_VERSION;
   py::register_local_exception_translator(translate);
+  gptx::init_without_gil();
   gptx::init_files(m);
   gptx::init_cuda(m);
   gptx::init_engine(m);
