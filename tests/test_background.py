@@ -7,7 +7,7 @@ import time
 import pytest
 
 import gptx
-from gptx.errors import ParameterError
+from gptx.errors import ParameterError, UnsupportedError
 from models import write_model
 
 PARAMS = dict(temperature=0.9, max_new_tokens=60)
@@ -88,6 +88,23 @@ def test_leaving_the_loop_and_closing_cancel_the_rest(model):
     result = asyncio.run(main())
     assert result.finish_reason == "cancelled"
     assert 0 < result.completion_tokens < 100_000
+
+
+def test_nothing_comes_after_a_stream_was_closed(model):
+    async def run():
+        stream = model.astream("a", **ENDLESS)
+        await anext(stream)
+        await asyncio.sleep(0.05)  # for more pieces
+        await stream.aclose()
+        return [piece async for piece in stream]
+
+    assert asyncio.run(run()) == []
+
+
+def test_without_an_event_loop_nothing_is_started(model):
+    with pytest.raises(UnsupportedError, match="event loop; elsewhere use stream"):
+        model.astream("a")
+    assert model._engine.stats()["requests"] == 0
 
 
 def test_cancelling_a_task_cancels_its_requests(model):

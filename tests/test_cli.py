@@ -88,6 +88,27 @@ def test_an_error_is_one_line_and_a_code(arguments, code, message):
     assert result.stdout == ""
 
 
+def test_input_that_is_no_utf_8_is_an_error_of_one_line(path):
+    for command in ([], ["translate", "--to", "French"], ["classify", "--labels", "a,b"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "gptx", *command, "-m", str(path)],
+            input=b"\xff\xfe abc",
+            capture_output=True,
+        )
+        assert result.returncode == 1
+        assert result.stderr.startswith(b"gptx: error: standard input: expected a text in UTF-8")
+        assert result.stderr.count(b"\n") == 1
+
+
+def test_a_text_may_go_on_past_the_context(path):
+    result = gptx_command("Once", "-m", path, "-n", 200, "--ignore-eos", "--json")
+    assert json.loads(result.stdout)["finish_reason"] == "length"
+    long = gptx_command(
+        "x" * 300, "-m", path, "-n", 200, "--ignore-eos", "--context", "slide", "--json"
+    )
+    assert json.loads(long.stdout)["completion_tokens"] == 200
+
+
 def test_info_and_verify_describe_a_file(path):
     info = gptx_command("info", path)
     assert info.returncode == 0

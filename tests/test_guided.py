@@ -362,6 +362,20 @@ def test_characters_that_mean_something_elsewhere_are_choices_too(tiny):
         assert tiny.generate("x", guide=guided.choices([text])).text == text
 
 
+def test_a_text_that_is_cut_off_is_an_error_of_the_command():
+    command = [sys.executable, "-m", "gptx", "x", "--json-schema", '{"type": "object"}', "-n", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert (
+        result.stderr
+        == "gptx: the text was cut off after 1 tokens (length) and may be incomplete\n"
+    )
+    command[command.index("--json-schema") + 1] = "[1, 2]"
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "guide: expected what llguidance accepts" in result.stderr
+
+
 def test_without_the_package_the_extra_is_named(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     guide = guided.regex("only here")
@@ -375,8 +389,8 @@ def test_importing_gptx_does_not_import_llguidance():
 
 
 def test_the_command_takes_guides(capsys, tmp_path):
-    def written(*arguments):
-        assert cli.main(["generate", "Once", "--seed", "1", *arguments]) == 0
+    def written(*arguments, code=0):
+        assert cli.main(["generate", "Once", "--seed", "1", *arguments]) == code
         return capsys.readouterr().out.removeprefix("Once").removesuffix("\n")
 
     assert written("--choice", "yes", "--choice", "no") in ("yes", "no")
@@ -384,7 +398,9 @@ def test_the_command_takes_guides(capsys, tmp_path):
     assert written("--json-schema", '{"enum": [17]}') == "17"
     (tmp_path / "schema.json").write_text('{"const": "é"}', encoding="utf-8")
     assert written("--json-schema", str(tmp_path / "schema.json")) == '"é"'
-    json.loads(written("--json-schema", "true", "-n", "400"))
+    json.loads(
+        written("--json-schema", "true", "-n", "400", code=1)
+    )  # a number that goes on and on
     (tmp_path / "grammar.lark").write_text('start: "a" "b"')
     assert written("--grammar", str(tmp_path / "grammar.lark")) == "ab"
     for wrong in (["--regex", "("], ["--json-schema", "nowhere.json"], ["--choice", ""]):

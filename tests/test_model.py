@@ -148,8 +148,15 @@ WRONG = [
     (dict(seed=2**64), gptx.ParameterError, "seed"),
     (dict(stop=[""]), gptx.ParameterError, "stop"),
     (dict(stop=[3]), gptx.ParameterError, "stop"),
+    (dict(stop=3), gptx.ParameterError, "stop: .*got 3"),
     (dict(stop_token_ids=[257]), gptx.TokenIdError, r"stop_token_ids\[0\]"),
-    (dict(temprature=1), gptx.ParameterError, "temprature"),
+    (dict(stop_token_ids=None), gptx.ParameterError, "stop_token_ids: .*got None"),
+    (dict(suppress_tokens="ab"), gptx.ParameterError, "suppress_tokens: .*got 'ab'"),
+    (dict(forced_tokens=5), gptx.ParameterError, "forced_tokens: .*got 5"),
+    (dict(bad_words=5), gptx.ParameterError, "bad_words: .*got 5"),
+    (dict(bad_words=["a", ""]), gptx.ParameterError, "bad_words: .*got ''"),
+    (dict(bad_words=[7]), gptx.ParameterError, "bad_words: .*got 7"),
+    (dict(temprature=1), gptx.ParameterError, "temprature: .* such as temperature, got 1"),
     (dict(params=3), gptx.ParameterError, "params"),
 ]
 
@@ -163,6 +170,42 @@ def test_a_wrong_call_names_the_parameter_and_the_model_goes_on(model, call, err
     assert isinstance(
         error("x", 1, "y") if error is gptx.ParameterError else ValueError(), ValueError
     )
+
+
+def test_the_wrong_prompt_of_a_list_is_named(model):
+    with pytest.raises(gptx.ParameterError, match=r"^prompt\[1\]: expected at least one token"):
+        model.generate(["a", ""])
+    with pytest.raises(gptx.ContextLengthError, match=r"^prompt\[2\]: .*got 96") as caught:
+        model.generate(["a", "b", "x" * 96])
+    assert caught.value.param == "prompt[2]"
+    with pytest.raises(gptx.TokenIdError, match=r"^prompt\[1\]\[0\]"):
+        model.generate(["a", [999]])
+
+
+def test_no_stop_and_one_bad_word_are_what_they_say(model):
+    plain = model.generate("Once", temperature=0)
+    assert model.generate("Once", temperature=0, stop=None).text == plain.text
+    likes_t = dict(temperature=0, logit_bias={ord("t"): 50.0})
+    assert "tt" in model.generate("Once", **likes_t).text
+    banned = model.generate("Once", bad_words="tt", **likes_t)
+    assert banned.text == model.generate("Once", bad_words=["tt"], **likes_t).text
+    assert "t" in banned.text
+    assert "tt" not in banned.text
+
+
+def test_a_stream_is_closed_by_with_and_may_be_read_by_several_threads(model):
+    with model.stream("Once", max_new_tokens=50, ignore_eos=True) as stream:
+        next(stream)
+    assert model._engine.stats()["requests"] == 0
+    expected = model.generate("Once", max_new_tokens=80, seed=1).text
+    stream = model.stream("Once", max_new_tokens=80, seed=1)
+    pieces = []
+    readers = [threading.Thread(target=lambda: pieces.extend(stream)) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert sorted("".join(pieces)) == sorted(expected)
 
 
 def test_stream_and_logits_refuse_what_they_cannot_take(model):
@@ -189,12 +232,18 @@ def test_one_bad_prompt_refuses_the_whole_list_before_anything_runs(model):
         (dict(threads=0), "threads: expected an integer from 1 to 1024, got 0"),
         (dict(threads=2.0), "threads"),
         (dict(kv_cache_bytes=-1), "kv_cache_bytes"),
+        (dict(kv_cache_bytes=1 << 60), "kv_cache_bytes: expected at most the memory"),
         (dict(isa="mmx"), "isa: expected one of .*scalar, got 'mmx'"),
     ],
 )
 def test_load_names_the_argument_that_is_wrong(path, options, match):
     with pytest.raises(gptx.GptxError, match=match):
         gptx.load(path, **options)
+
+
+def test_a_path_that_is_none_is_refused():
+    with pytest.raises(gptx.ParameterError, match="path: .*got 5"):
+        gptx.load(5)
 
 
 def test_a_missing_file_is_file_not_found(tmp_path):

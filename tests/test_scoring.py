@@ -194,6 +194,8 @@ def test_refusals_name_the_parameter(model):
         (lambda: model.choose("ab", []), "options"),
         (lambda: model.choose("ab", "cd"), "options"),
         (lambda: model.choose("ab", ["c"], normalize="max"), "normalize"),
+        (lambda: model.choose("ab", ["c", ""]), "text[1] behind the prompt"),
+        (lambda: model.score([""], prompt="a"), "text[0] behind the prompt"),
         (lambda: model.perplexity("abc", stride=97), "stride"),
         (lambda: model.perplexity("a"), "text"),
         (lambda: model.embed("abc", pooling="max"), "pooling"),

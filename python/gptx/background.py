@@ -13,6 +13,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from gptx import _core, jobs
+from gptx.errors import UnsupportedError
 from gptx.generation import Generation
 
 
@@ -83,6 +84,16 @@ class Background:
                 watcher(error)
 
 
+def check_loop() -> None:
+    """Raises UnsupportedError where no event loop runs."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise UnsupportedError(
+            "astream: needs a running event loop; elsewhere use stream"
+        ) from None
+
+
 class AsyncStream(AsyncIterator[str]):
     """The pieces of a text as they are generated; made by `Model.astream`.
 
@@ -94,6 +105,7 @@ class AsyncStream(AsyncIterator[str]):
         self._job = job
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
+        self._closed = False
         loop = asyncio.get_running_loop()
 
         def wake(stream: weakref.ref[AsyncStream], error: BaseException | None) -> None:
@@ -116,7 +128,7 @@ class AsyncStream(AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         try:
-            while True:
+            while not self._closed:
                 self._changed.clear()
                 finished = self._job.finished
                 if piece := self._job.pieces():
@@ -124,17 +136,19 @@ class AsyncStream(AsyncIterator[str]):
                 if self._failure is not None or self._job.error is not None:
                     raise self._failure or self._job.error  # type: ignore[misc]
                 if finished:
-                    raise StopAsyncIteration
+                    break
                 await self._changed.wait()
         except asyncio.CancelledError:
             self._background.cancel(self._job)
             raise
+        raise StopAsyncIteration
 
     def __del__(self) -> None:
         self._background.cancel(self._job)
 
     async def aclose(self) -> None:
         """Cancels what has not been generated yet."""
+        self._closed = True
         self._background.cancel(self._job)
         while not self._job.finished:
             self._changed.clear()

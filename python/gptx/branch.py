@@ -75,7 +75,7 @@ class Branch:
         have, limit = len(self), self._model.config.block_size
         if have + len(ids) > limit:
             raise ContextLengthError(have + len(ids), limit, "go back with truncate")
-        if not 1 <= logits <= len(ids):
+        if type(logits) is not int or not 1 <= logits <= len(ids):
             raise ParameterError("logits", logits, f"an integer from 1 to {len(ids)}")
         self._model._engine.feed(self._alive(), ids, logits)
         return self._compute()
@@ -92,7 +92,7 @@ class Branch:
         Raises:
             ParameterError: n is not in 1 to ``len(branch)``.
         """
-        if not 1 <= n <= len(self):
+        if type(n) is not int or not 1 <= n <= len(self):
             raise ParameterError("n", n, f"an integer from 1 to {len(self)}")
         self._model._engine.truncate(self._alive(), n)
         self.logits, self.hidden = self.logits[:0], self.hidden[:0]

@@ -1,7 +1,7 @@
 """The command ``gptx``. Generated text goes to stdout, everything else to stderr.
 
-Exit codes: 0 done, 1 the input or a file is wrong, 2 the command line is wrong, 130 Ctrl-C (the
-text so far stands), 141 the reader of the output has gone.
+Exit codes: 0 done, 1 the input or a file is wrong, or a guided text was cut off, 2 the command line
+is wrong, 130 Ctrl-C (the text so far stands), 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -129,6 +129,12 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         (("--top-p",), float, "keep the most likely tokens that reach this probability"),
         (("--min-p",), float, "keep tokens with this share of the largest probability"),
         (("--repetition-penalty",), float, "above 1 avoids tokens already used"),
+        (("--num-beams",), int, "above 1 searches for the likeliest text"),
+        (
+            ("--prompt-lookup",),
+            int,
+            "faster where the text repeats itself: tokens of a draft, to 16",
+        ),
     ]
     for flags, kind, text in options:
         default = defaults[flags[-1].removeprefix("--").replace("-", "_")]
@@ -136,6 +142,12 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     parser.add_argument(
         "--stop", action="append", default=[], help="end before this text; repeatable"
+    )
+    parser.add_argument(
+        "--context",
+        choices=("stop", "slide"),
+        default="stop",
+        help="where the context is full, end (default) or go on from the last half",
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end token")
     guides = parser.add_mutually_exclusive_group()
@@ -157,12 +169,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _generate(options: argparse.Namespace) -> int:
     import gptx
+    from gptx.commands import text_or_stdin
 
-    prompt = options.prompt
-    if prompt is None or prompt == "-":
-        if prompt is None and sys.stdin.isatty():
-            raise gptx.ParameterError("PROMPT", None, "a text, or one on standard input")
-        prompt = sys.stdin.read()
+    prompt = text_or_stdin(options.prompt, "PROMPT", whole=True)
     names = [field.name for field in dataclasses.fields(gptx.SamplingParams)]
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
     params = gptx.SamplingParams(guide=_guide(options), **chosen)
@@ -177,8 +186,17 @@ def _generate(options: argparse.Namespace) -> int:
         result = model.generate(prompt, params)
         fields = {k: v for k, v in dataclasses.asdict(result).items() if k != "error"}
         print(json.dumps(fields, ensure_ascii=False))
-        return 0
-    return _stream(model.stream(prompt, params), prompt)
+    else:
+        stream = model.stream(prompt, params)
+        code = _stream(stream, prompt)
+        if code:
+            return code
+        result = stream.result
+    if params.guide is not None and result.finish_reason != "stop":
+        after = f"{result.completion_tokens} tokens ({result.finish_reason})"
+        print(f"gptx: the text was cut off after {after} and may be incomplete", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _guide(options: argparse.Namespace) -> Guide | None:
@@ -186,13 +204,20 @@ def _guide(options: argparse.Namespace) -> Guide | None:
 
     if options.json_schema is not None:
         text = options.json_schema
-        inline = text.lstrip().startswith("{") or text.strip() == "true"
-        return guided.json_schema(text if inline else _text_of(text))
+        return guided.json_schema(text if _is_json(text) else _text_of(text))
     if options.regex is not None:
         return guided.regex(options.regex)
     if options.grammar is not None:
         return guided.grammar(_text_of(options.grammar))
     return None if options.choice is None else guided.choices(options.choice)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return text.lstrip().startswith("{")  # broken JSON rather than a file of that name
+    return True
 
 
 def _text_of(path: str) -> str:

@@ -6,6 +6,8 @@ caller are shown with ``repr`` and cut to 80 characters, so that no input can fo
 
 from __future__ import annotations
 
+from typing import Any
+
 _MAX_SHOWN = 80
 
 
@@ -16,7 +18,18 @@ def shown(value: object) -> str:
 
 
 class GptxError(Exception):
-    """Base class of all errors raised by gptx."""
+    """Base class of all errors raised by gptx. Copied and pickled as they are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[GptxError], args: tuple[Any, ...], state: dict[str, Any]) -> GptxError:
+    """An error without its own ``__init__``, whose arguments are not the message."""
+    error = BaseException.__new__(kind, *args)
+    super(GptxError, error).__init__(*args)
+    error.__dict__.update(state)
+    return error
 
 
 class ParameterError(GptxError, ValueError):
@@ -47,10 +60,16 @@ class TokenizeError(GptxError, ValueError):
 
 
 class ContextLengthError(GptxError, ValueError):
-    """A prompt does not fit the context. ``have`` tokens were given, ``limit`` are possible."""
+    """A prompt does not fit the context. ``have`` tokens were given, ``limit`` are possible.
 
-    def __init__(self, have: int, limit: int, remedy: str = "shorten the prompt") -> None:
-        super().__init__(f"prompt: expected at most {limit} tokens, got {have}; {remedy}")
+    ``param`` names it: "prompt", or "prompt[3]" of a list.
+    """
+
+    def __init__(
+        self, have: int, limit: int, remedy: str = "shorten the prompt", *, param: str = "prompt"
+    ) -> None:
+        super().__init__(f"{param}: expected at most {limit} tokens, got {have}; {remedy}")
+        self.param = param
         self.have = have
         self.limit = limit
 

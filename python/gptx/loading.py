@@ -75,6 +75,9 @@ def load(
     for name, size in sizes.items():
         if size is not None and (type(size) is not int or size < 0):
             raise ParameterError(name, size, "a number of bytes")
+    if device == "cpu" and kv_cache_bytes is not None and kv_cache_bytes > _memory():
+        allowed = f"at most the memory of the machine, {_memory()} bytes"
+        raise ParameterError("kv_cache_bytes", kv_cache_bytes, allowed)
     if type(step_tokens) is not int or not 8 <= step_tokens <= 4096:
         raise ParameterError("step_tokens", step_tokens, "an integer from 8 to 4096")
     for name, value in (("precision", precision), ("kv_cache_dtype", kv_cache_dtype)):
@@ -85,6 +88,8 @@ def load(
     if isinstance(path, modelfile.ModelFile):
         source = path
     else:
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ParameterError("path", path, "a path, an open file of a model or None")
         source = _open(Path(demo_path() if path is None else path), verify=verify)
     options: dict[str, Any] = {
         "precision": precision or "",
@@ -164,9 +169,13 @@ def _thread_count(threads: int | None) -> int:
     return value
 
 
+def _memory() -> int:
+    """Bytes that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _cpu_kv_cache_bytes() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(memory // 4, _KV_CACHE_BYTES)
+    return min(_memory() // 4, _KV_CACHE_BYTES)
 
 
 _warned: set[str] = set()

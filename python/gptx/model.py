@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -48,18 +49,26 @@ class Stream(Iterator[str]):
 
     def __init__(self, job: jobs.Job) -> None:
         self._job = job
+        self._reader = threading.Lock()
 
     def __next__(self) -> str:
-        piece = self._job.pieces()
-        while not piece:
-            if self._job.finished:
-                self._job.close()
-                if self._job.error is not None:
-                    raise self._job.error
-                raise StopIteration
-            jobs.step(self._job.task.engine, [self._job])
+        with self._reader:
             piece = self._job.pieces()
-        return piece
+            while not piece:
+                if self._job.finished:
+                    self._job.close()
+                    if self._job.error is not None:
+                        raise self._job.error
+                    raise StopIteration
+                jobs.step(self._job.task.engine, [self._job])
+                piece = self._job.pieces()
+            return piece
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self._job.close()
@@ -191,7 +200,7 @@ class Model:
             NonFiniteLogitsError: the weights gave NaN or infinity.
         """
         prompts, batch = _as_batch(prompt)
-        found = self._generate_all(prompts, _merged_all(prompts, params, changes))
+        found = self._generate_all(prompts, _merged_all(prompts, params, changes), batch=batch)
         if batch:
             return found
         result = found[0]
@@ -221,7 +230,7 @@ class Model:
         from gptx import background
 
         prompts, batch = _as_batch(prompt)
-        started = self._start_all(prompts, _merged_all(prompts, params, changes))
+        started = self._start_all(prompts, _merged_all(prompts, params, changes), batch=batch)
         found = await background.finish(self._background, started)
         if batch:
             return found
@@ -234,10 +243,12 @@ class Model:
     ) -> AsyncStream:
         """`stream` for asyncio: ``async for piece in model.astream(...)``.
 
-        To be called where an event loop runs.
+        Raises:
+            UnsupportedError: no event loop runs here.
         """
         from gptx import background
 
+        background.check_loop()
         job = self._start_stream(prompt, with_changes(params, changes))
         return background.AsyncStream(self._background, job)
 
@@ -298,7 +309,7 @@ class Model:
         ids = self._ids(prompt)
         if len(ids) > self.config.block_size:
             raise ContextLengthError(len(ids), self.config.block_size)
-        if not 1 <= logits <= len(ids):
+        if type(logits) is not int or not 1 <= logits <= len(ids):
             raise ParameterError("logits", logits, f"an integer from 1 to {len(ids)}")
         request = self._engine.submit(
             ids, sampling={}, max_new_tokens=1, held=True, hidden=hidden, wanted=logits
@@ -466,9 +477,9 @@ class Model:
         return found if _is_batch(texts) else found[0]
 
     def _generate_all(
-        self, prompts: list[Prompt], params: list[SamplingParams]
+        self, prompts: list[Prompt], params: list[SamplingParams], *, batch: bool
     ) -> list[Generation]:
-        started = self._start_all(prompts, params)
+        started = self._start_all(prompts, params, batch=batch)
         try:
             while running := [job for job in started if not job.finished]:
                 jobs.step(self._engine, running)
@@ -477,10 +488,13 @@ class Model:
                 job.close()
         return [job.generation() for job in started]
 
-    def _start_all(self, prompts: list[Prompt], params: list[SamplingParams]) -> list[jobs.Job]:
+    def _start_all(
+        self, prompts: list[Prompt], params: list[SamplingParams], *, batch: bool
+    ) -> list[jobs.Job]:
         started: list[jobs.Job] = []
         try:
-            for task in list(map(self._task, prompts, params)):
+            names = [f"prompt[{i}]" for i in range(len(prompts))] if batch else ["prompt"]
+            for task in list(map(self._task, prompts, params, names)):
                 started.append(jobs.start(task))
         except BaseException:
             for job in started:
@@ -495,24 +509,28 @@ class Model:
                 raise ParameterError(name, getattr(params, name), "1 for a stream")
         return jobs.start(self._task(prompt, params))
 
-    def _task(self, prompt: Prompt, params: SamplingParams) -> jobs.Task:
-        ids = self._ids(prompt)
+    def _task(self, prompt: Prompt, params: SamplingParams, name: str = "prompt") -> jobs.Task:
+        ids = self._ids(prompt, name)
         limit = self.config.block_size - 1
         if len(ids) > limit and params.context == "stop":
             remedy = f"the context holds {self.config.block_size} and generation needs room for one"
-            raise ContextLengthError(len(ids), limit, remedy + '; context="slide" goes on past it')
+            remedy += '; context="slide" goes on past it'
+            raise ContextLengthError(len(ids), limit, remedy, param=name)
         text = prompt if isinstance(prompt, str) else self._decode(ids)
         seed = jobs.random_seed() if params.seed is None else int(params.seed)
         return jobs.Task(self, ids, text, params, seed)
 
-    def _ids(self, prompt: Prompt) -> NDArray[np.int32]:
+    def _ids(self, prompt: Prompt, name: str = "prompt") -> NDArray[np.int32]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if hasattr(ids, "__array__"):  # of numpy, or of another library
+            ids = np.asarray(ids)
         # bytes are a sequence of integers, but whoever passes them means text.
-        if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, bytes | bytearray):
-            raise ParameterError("prompt", prompt, "a str or a sequence of token ids")
+        many = isinstance(ids, Sequence) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
+        if not many or isinstance(ids, bytes | bytearray):
+            raise ParameterError(name, prompt, "a str or a sequence of token ids")
         if len(ids) == 0:
-            raise ParameterError("prompt", prompt, "at least one token")
-        return np.asarray(requests.checked_ids(self, "prompt", ids), dtype=np.int32)
+            raise ParameterError(name, prompt, "at least one token")
+        return np.asarray(requests.checked_ids(self, name, ids), dtype=np.int32)
 
     def _decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids]) if self._tokenizer else ""

@@ -176,7 +176,7 @@ class SamplingParams:
         if self.context_keep is not None:
             _integer("context_keep", self.context_keep, 1, _MAX_COUNT)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         if type(self.ignore_eos) is not bool:
             raise ParameterError("ignore_eos", self.ignore_eos, "True or False")
         self._check_what_changes_logits()
@@ -202,9 +202,9 @@ class SamplingParams:
         _integer("dry_range", self.dry_range, 0, _MAX_COUNT)
         object.__setattr__(self, "dry_breakers", _texts("dry_breakers", self.dry_breakers))
         _integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, _MAX_COUNT)
-        for word in self.bad_words:
-            if len(word) == 0:
-                raise ParameterError("bad_words", word, "texts or ids of at least one token")
+        object.__setattr__(self, "suppress_tokens", _ids("suppress_tokens", self.suppress_tokens))
+        object.__setattr__(self, "forced_tokens", _ids("forced_tokens", self.forced_tokens))
+        object.__setattr__(self, "bad_words", _words("bad_words", self.bad_words))
 
     def _check_filters(self) -> None:
         _real("temperature", self.temperature, 0, 100)
@@ -310,9 +310,30 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+def _ids(name: str, value: object) -> tuple[Any, ...]:
+    """A sequence whose ids are checked against a model later."""
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str | bytes):
+        raise ParameterError(name, value, "a sequence of token ids")
+    return tuple(value)
+
+
+def _words(name: str, value: object) -> tuple[Any, ...]:
+    words = (value,) if isinstance(value, str) else value
+    if not isinstance(words, Sequence | np.ndarray) or isinstance(words, bytes):
+        raise ParameterError(name, value, "a sequence of texts or of sequences of ids")
+    for word in words:
+        if not isinstance(word, Sequence | np.ndarray) or len(word) == 0:
+            raise ParameterError(name, word, "texts or ids of at least one token")
+    return tuple(words)
+
+
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     allowed = f"at most {_MAX_STOPS} non-empty strings"
+    if stop is None:
+        return ()
+    if not isinstance(stop, str | Sequence):
+        raise ParameterError("stop", stop, allowed)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > _MAX_STOPS:
         raise ParameterError("stop", f"{len(stops)} strings", allowed)
     for text in stops:

@@ -193,6 +193,10 @@ def given(
     """
     shares = []
     for prompt, options in groups:
+        for i, option in enumerate(options):
+            if len(option) == 0:
+                name = f"text[{i}] behind the prompt"
+                raise ParameterError(name, option, "a text or ids of at least one token")
         wholes = [_behind(model, prompt, option, bos) for option in options]
         ids = _with_bos(model, prompt, bos)
         shared = min([len(ids), *(_common(ids, whole) for whole in wholes)])

@@ -171,6 +171,6 @@ def _guided(guide: GuideState, event: Event) -> Event:
         guide.accept(event.token)
         return event._replace(finish="stop") if guide.is_finished else event
     if event.finish == "stop" and not guide.is_accepting:
-        got = "a text that ends by another parameter"
+        got = "a text that another parameter ends, or whose every way on it bans"
         raise ParameterError("guide", got, "a text that may end where it does")
     return event

@@ -378,3 +378,16 @@ def test_contrastive_search_goes_on_with_a_penalty(pair):
         expected = model.generate(ids, temperature=0.0, top_p=1.0, **options).token_ids
         start = max(len(pair.ours.tokenizer(t)["input_ids"]) for t in PROMPTS)
         assert tuple(row[start : start + len(expected)]) == expected
+
+
+def test_a_generation_config_of_transformers_is_taken_by_what_is_set_in_it(pair):
+    import transformers
+
+    config = transformers.GenerationConfig(max_new_tokens=7, num_beams=3, length_penalty=0.5)
+
+    def script(lib):
+        ids = lib.tokenizer("One day a prince", return_tensors="pt").input_ids
+        return lib.model.generate(ids, generation_config=config).tolist()
+
+    ours, theirs = pair.run(script)
+    assert ours == theirs

@@ -60,6 +60,17 @@ def test_hidden_states_are_those_of_transformers(pair, side):
         assert (state[~mask] == 0).all()
 
 
+def test_a_tuple_holds_what_the_dictionary_does(pair):
+    def script(lib):
+        ids = lib.tokenizer("One day a prince", return_tensors="pt").input_ids
+        named = lib.model(ids, labels=ids)
+        plain = lib.model(ids, labels=ids, return_dict=False)
+        return len(named), len(plain), plain[1].shape == named.logits.shape
+
+    ours, theirs = pair.run(script)
+    assert ours[1:] == theirs[1:] == (3, True)
+
+
 def test_the_loss_is_that_of_transformers(pair):
     import torch
 

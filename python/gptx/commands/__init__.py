@@ -35,11 +35,12 @@ def load_model(options: argparse.Namespace) -> Model:
     )
 
 
-def text_or_stdin(text: str | None, name: str) -> str:
-    """The text of an argument; where it is absent or "-", standard input without its last newline.
+def text_or_stdin(text: str | None, name: str, *, whole: bool = False) -> str:
+    """The text of an argument; where it is absent or "-", standard input without its last newline,
+    unless it is wanted whole.
 
     Raises:
-        ParameterError: there is none, and standard input is a terminal.
+        ParameterError: there is none, and standard input is a terminal, or no UTF-8.
     """
     from gptx.errors import ParameterError
 
@@ -47,7 +48,11 @@ def text_or_stdin(text: str | None, name: str) -> str:
         return text
     if text is None and sys.stdin.isatty():
         raise ParameterError(name, None, "a text, or one on standard input")
-    return sys.stdin.read().removesuffix("\n")
+    try:
+        read = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ParameterError("standard input", error.object[:40], "a text in UTF-8") from None
+    return read if whole else read.removesuffix("\n")
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:

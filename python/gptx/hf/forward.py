@@ -74,8 +74,10 @@ def loss(logits: NDArray[np.float32], batch: Batch, labels: Array) -> NDArray[np
         raise ParameterError("labels", list(targets.shape), allowed)
     scored = targets[:, 1:] != _IGNORED
     if (scored & ~batch.mask[:, :-1]).any():
-        allowed = f"{_IGNORED} behind padding, where there are no logits"
-        raise ParameterError("labels", "others", allowed)
+        row, place = np.argwhere(scored & ~batch.mask[:, :-1])[0].tolist()
+        got = f"an id at [{row}, {place + 1}]"
+        allowed = f"{_IGNORED} for the token behind padding, where there are no logits"
+        raise ParameterError("labels", got, allowed)
     wanted = targets[:, 1:][scored]
     size = logits.shape[-1]
     if ((wanted < 0) | (wanted >= size)).any():

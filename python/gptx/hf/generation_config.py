@@ -172,6 +172,20 @@ def of_model(folder: Path, config: GPT2Config, stored: Mapping[str, Any]) -> Gen
     return found
 
 
+def of_call(given: Any) -> GenerationConfig | None:
+    """The config that a call was given: one of these, or what is set in one of transformers.
+
+    Raises:
+        ParameterError: it is something else.
+    """
+    if given is None or isinstance(given, GenerationConfig):
+        return given
+    if not hasattr(given, "to_diff_dict"):
+        raise ParameterError("generation_config", given, "a gptx.hf.GenerationConfig")
+    values = given.to_diff_dict()
+    return GenerationConfig(**{name: value for name, value in values.items() if name in NAMES})
+
+
 def merged(
     call: Mapping[str, Any], given: GenerationConfig | None, model: GenerationConfig
 ) -> GenerationConfig:
@@ -180,7 +194,7 @@ def merged(
     Raises:
         UnsupportedError: one that gptx does not have asks for something.
     """
-    config = copy.deepcopy(given) if given is not None else GenerationConfig()
+    config = GenerationConfig() if given is None else copy.deepcopy(given)
     for name, value in config.to_diff_dict().items():
         if name not in NAMES:
             raise ParameterError(name, value, "an argument of generate")

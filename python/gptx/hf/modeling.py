@@ -287,7 +287,10 @@ class GPT2LMHeadModel:
         keep = self.config.use_cache if use_cache is None else use_cache
         if keep:
             out.remember(past or (lambda: self._cache(batch)))
-        return out if return_dict else out.to_tuple()
+        if return_dict:
+            return out
+        entries = dict(out) | ({"past_key_values": out.past_key_values} if keep else {})
+        return tuple(entries[name] for name in out.fields if name in entries)
 
     def generate(
         self,
@@ -336,9 +339,6 @@ class GPT2LMHeadModel:
         others = {name: value for name, value in kwargs.items() if name not in NAMES}
         _refuse(others | {"synced_gpus": synced_gpus})
         call = {name: value for name, value in kwargs.items() if name in NAMES}
-        if generation_config is not None and not isinstance(generation_config, GenerationConfig):
-            allowed = "a gptx.hf.GenerationConfig"
-            raise ParameterError("generation_config", generation_config, allowed)
         config = _merged(call, generation_config, self.generation_config)
         ends = [] if config.eos_token_id is None else np.atleast_1d(config.eos_token_id).tolist()
         pad = config.pad_token_id
@@ -454,7 +454,7 @@ def _defaults(path: Path, config: GPT2Config, stored: Any) -> GenerationConfig:
 def _merged(
     call: dict[str, Any], given: GenerationConfig | None, model: GenerationConfig
 ) -> GenerationConfig:
-    return generation_config.merged(call, given, model)
+    return generation_config.merged(call, generation_config.of_call(given), model)
 
 
 def _refuse(others: dict[str, Any]) -> None:
