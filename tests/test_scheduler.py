@@ -1,5 +1,9 @@
 """Blocks, prefixes, preemption, drafts and held requests: none of them may change a bit."""
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -328,6 +332,194 @@ def test_what_was_drafted_is_void_where_the_text_goes_on_otherwise(small, config
         token = small.choose(request)[1]
     small.release(request)
     small.release(other)
+
+
+def test_a_text_that_waits_for_a_step_does_not_hold_up_python(config, tensors, mode):
+    engine = make_engine(config, tensors, kv_cache_bytes=1 << 24, threads=1, **mode)
+    ids = random_ids(config, 50)
+    held = submit(engine, ids, 5, held=True)
+    logits = ready(engine, held)
+    saved = engine.save(held)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            engine.logits(random_ids(config, 300))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(20):
+            restored = engine.restore(ids, saved)
+            assert np.array_equal(ready(engine, restored), logits)
+            engine.feed(restored, random_ids(config, 200))
+            time.sleep(0.005)
+            assert len(engine.tokens(restored)) == 250
+            engine.truncate(restored, 40)
+            engine.save(restored)
+            engine.release(restored)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_full_block_is_written_into_where_there_is_none_for_a_copy(config, tensors, mode):
+    plain = make_engine(config, tensors, **mode)
+    for cached in (0, 1 << 30):
+        engine = make_engine(config, tensors, prefix_cache_bytes=cached, poison=True, **mode)
+        ids = random_ids(config, config.block_size)
+        held = submit(engine, ids, 5, held=True)
+        ready(engine, held)
+        engine.truncate(held, config.block_size - 1)
+        engine.feed(held, [3])
+        changed = np.append(ids[:-1], 3).astype(np.int32)
+        assert np.array_equal(ready(engine, held), plain.logits(changed)[-1:])
+        # Shares a part of the last block with a text that rests.
+        score = engine.submit_score(np.append(ids[:-8], [5, 6]).astype(np.int32), parent=held)
+        assert engine.advance([score])[-1][2] == "done"
+        engine.release(score)
+        engine.release(held)
+
+
+def test_a_copy_of_a_text_that_is_half_computed_is_computed_whole(config, tensors, mode):
+    engine = make_engine(config, tensors, kv_cache_bytes=1 << 24, poison=True, **mode)
+    ids = random_ids(config, 100)
+    other = submit(engine, random_ids(config, 5), 5)
+    held = submit(engine, ids, 5, held=True, wanted=100)
+    engine.advance([other])  # brings 63 of the rows
+    copy = engine.fork(held)
+    saved = engine.save(held)
+    expected = engine.logits(ids)
+    assert np.array_equal(ready(engine, copy), expected)
+    assert np.array_equal(ready(engine, held), expected)
+    restored = engine.restore(ids, saved)
+    assert np.array_equal(ready(engine, restored), expected[-1:])
+
+
+def test_what_was_fed_and_not_computed_is_not_saved_as_if_it_were(config, tensors, mode):
+    engine = make_engine(config, tensors, kv_cache_bytes=1 << 24, poison=True, **mode)
+    ids = random_ids(config, 60)
+    held = submit(engine, ids[:40], 5, held=True)
+    ready(engine, held)
+    engine.feed(held, ids[40:])  # and something interrupts its step
+    restored = engine.restore(ids, engine.save(held))
+    assert np.array_equal(ready(engine, restored), engine.logits(ids)[-1:])
+
+
+def test_hidden_states_are_never_drafted(small, config):
+    ids = random_ids(config, 20)
+    request = submit(small, ids, 40, held=True, hidden=True, lookup=8)
+    small.advance([request])
+    for n in range(20):
+        small.choose(request)
+        small.propose(request, len(ids) + n + 1, np.tile(ids, 2)[:12])
+        small.advance([request])
+        assert small.held_hidden(request).shape == (1, config.n_embd)
+    assert small.usage(request)["drafted"] == 0
+    small.release(request)
+
+
+def test_a_text_that_waits_for_blocks_gets_those_that_rest(config, tensors, mode):
+    block = make_engine(config, tensors, **mode).kv_block_bytes
+    engine = make_engine(config, tensors, kv_cache_bytes=8 * block, **mode)
+    resting = submit(engine, random_ids(config, 250), 5, held=True)
+    ready(engine, resting)
+    endless = submit(engine, random_ids(config, 20), 10**6, slide=20)
+    waiting = submit(engine, random_ids(config, 310, seed=9), 3)
+    for _ in range(1000):
+        if any(event[0] == waiting for event in engine.advance([endless, waiting])):
+            break
+    else:
+        pytest.fail("it never began")
+    assert engine.stats()["preemptions"] > 0
+
+
+def test_a_context_that_is_full_ends_what_the_caller_chooses(small, config):
+    request = submit(small, random_ids(config, config.block_size), 5, held=True)
+    ready(small, request)
+    assert small.choose(request)[2] == "length"
+    small.release(request)
+    request = submit(small, random_ids(config, 300), 400, held=True, slide=20)
+    ready(small, request)
+    for _ in range(40):
+        small.choose(request)
+        small.advance([request])
+    small.truncate(request, 30)  # behind where the window begins
+    small.feed(request, [1, 2])
+    ready(small, request)
+    small.release(request)
+
+
+def test_only_held_requests_are_changed_by_their_callers(small, config):
+    ids = random_ids(config, 20)
+    for request in (small.submit_score(ids, first=1), submit(small, ids, 5)):
+        for call in (
+            lambda r: small.feed(r, [1]),
+            lambda r: small.truncate(r, 3),
+            small.fork,
+            lambda r: small.choose(r, np.zeros(config.vocab_size, np.float32)),
+            small.save,
+        ):
+            with pytest.raises(ParameterError, match="held"):
+                call(request)
+        small.release(request)
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(min_p=2.0), dict(temperature=-1.0), dict(typical_p=float("nan")), dict(top_k=-1)]
+)
+def test_parameters_that_the_sampler_cannot_work_with_are_refused(small, config, wrong):
+    with pytest.raises(ParameterError, match=next(iter(wrong))):
+        submit(small, random_ids(config, 5), 5, **wrong)
+
+
+def test_a_step_that_fails_leaves_the_others_as_they_were(config, tensors):
+    code = f"""
+        import resource, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from models import *
+        config = make_config(vocab_size=50257, block_size=512, n_layer=1)
+        engine = make_engine(config, random_tensors(config), threads=1, kv_cache_bytes=1 << 24)
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + (48 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        large = submit(engine, random_ids(config, 400), 5, held=True, wanted=400)  # 80 MB of logits
+        small = submit(engine, random_ids(config, 10), 5)
+        try:
+            engine.advance([large])
+        except MemoryError:
+            print("MemoryError")
+        engine.release(large)
+        print(len(run(engine, [small])[0]), engine.stats()["requests"])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "MemoryError\n5 0\n", result.stderr
+
+
+def test_a_forked_child_forgets_what_a_step_guessed(config, tensors):
+    engine = make_engine(config, tensors, kv_cache_bytes=1 << 24, threads=1)
+    request = submit(engine, random_ids(config, 30), 20)
+    engine.advance([request])
+    before = engine.tokens(request)
+    found = set()
+    for _ in range(5):
+        engine.propose(request, len(before), [1, 2, 3, 4])
+        slow = threading.Thread(target=lambda: engine.logits(random_ids(config, 300)))
+        driver = threading.Thread(target=lambda: engine.advance([request]))
+        slow.start()
+        driver.start()
+        time.sleep(0.002)
+        pid = os.fork()
+        if pid == 0:
+            engine.reset_after_fork()
+            os._exit(len(engine.tokens(request)))
+        found.add(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        slow.join()
+        driver.join()
+        after = engine.tokens(request)
+        assert max(found) <= len(after)
+        before = after
 
 
 def test_logits_of_a_request_that_is_not_ready_are_refused(small, config):

@@ -24,6 +24,9 @@ namespace {
 // Rows of a step that may want logits.
 constexpr size_t kLogitRows = StepLimits().logit_rows;
 
+// Seconds from which on a deadline is none.
+constexpr double kLongest = 1e9;
+
 using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using Words = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
 using Row = py::array_t<float, py::array::c_style | py::array::forcecast>;
@@ -149,7 +152,7 @@ class PyEngine {
     for (const TokenBias& bias : params.sampling.logit_bias) check_ids("sampling", std::span(&bias.token, 1));
     if (forced_end != kNoToken) check_ids("forced_end", std::span(&forced_end, 1));
     check_ids("end_tokens", params.end_tokens);
-    if (seconds) {
+    if (seconds && *seconds < kLongest) {
       params.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*seconds));
     }
     const std::span<const int32_t> tokens = checked(ids, limit);
@@ -179,14 +182,14 @@ class PyEngine {
   }
 
   void feed(int64_t request, const Ids& ids, size_t wanted) {
-    const std::vector<int32_t> before = engine_->tokens(request);
-    const std::span<const int32_t> tokens = checked(ids, config_.block_size - std::min(before.size(), config_.block_size));
+    const size_t have = tokens(request).size();
+    const std::span<const int32_t> tokens = checked(ids, config_.block_size - std::min(have, config_.block_size));
     const WithoutGil released;
     engine_->feed(request, tokens, std::min(std::max<size_t>(wanted, 1), tokens.size()));
   }
 
   void truncate(int64_t request, size_t n) {
-    const size_t have = engine_->tokens(request).size();
+    const size_t have = tokens(request).size();
     if (n < 1 || n > have) throw ParameterError("n", std::to_string(n), "1 to " + std::to_string(have));
     const WithoutGil released;
     engine_->truncate(request, n);
@@ -245,12 +248,19 @@ class PyEngine {
   py::array_t<float> held_hidden(int64_t request) { return rows_of(engine_->held_hidden(request), config_.n_embd); }
 
   py::bytes save(int64_t request) {
-    const std::vector<std::byte> blocks = engine_->save(request);
+    std::vector<std::byte> blocks;
+    {
+      const WithoutGil released;
+      blocks = engine_->save(request);
+    }
     return py::bytes(reinterpret_cast<const char*>(blocks.data()), blocks.size());
   }
 
   int64_t restore(const Ids& ids, const py::bytes& blocks) {
-    return engine_->restore(checked(ids, config_.block_size), bytes_of(blocks));
+    const std::span<const int32_t> tokens = checked(ids, config_.block_size);
+    const auto bytes = bytes_of(blocks);
+    const WithoutGil released;
+    return engine_->restore(tokens, bytes);
   }
 
   void propose(int64_t request, size_t position, const Ids& ids) {
@@ -282,7 +292,11 @@ class PyEngine {
     return py::make_tuple(logprobs, ranks, top_ids, top_logprobs);
   }
 
-  std::vector<int32_t> tokens(int64_t request) { return engine_->tokens(request); }
+  // All that may wait for a step waits without the GIL, which the step wants to look for signals.
+  std::vector<int32_t> tokens(int64_t request) {
+    const WithoutGil released;
+    return engine_->tokens(request);
+  }
 
   py::dict usage(int64_t request) {
     const Usage u = engine_->usage(request);
@@ -315,6 +329,7 @@ class PyEngine {
       finished = engine_->logits(tokens, out.mutable_data(), signal_raised);
     }
     if (!finished) raise_interruption();
+    if (!finished) throw std::runtime_error("the step was interrupted");
     return out;
   }
 
@@ -328,6 +343,7 @@ class PyEngine {
       finished = engine_->states(tokens, out.mutable_data(), signal_raised);
     }
     if (!finished) raise_interruption();
+    if (!finished) throw std::runtime_error("the step was interrupted");
     return out;
   }
 

@@ -4,13 +4,51 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
+#include <sstream>
+#include <string>
 #include <utility>
 
+#include "core/error.h"
 #include "core/sampling.h"
 
 namespace gptx {
 
-// From a dict of its fields; those that are missing have their defaults.
+// Whether the sampler can work with them at all; what makes sense is checked by gptx/sampling.py.
+inline void check_sampling(const SamplingParams& p) {
+  const auto text = [](double value) {
+    std::ostringstream out;
+    out << value;
+    return out.str();
+  };
+  const auto check = [&](const char* name, double value, double least, double most) {
+    if (value >= least && value <= most) return;
+    throw ParameterError(name, text(value), text(least) + " to " + text(most));
+  };
+  constexpr double kLarge = 1e9;
+  for (const TokenBias& bias : p.logit_bias) {
+    if (!(bias.bias < std::numeric_limits<float>::infinity())) {
+      throw ParameterError("logit_bias", std::to_string(bias.bias), "finite numbers or -inf");
+    }
+  }
+  check("repetition_penalty", p.repetition_penalty, 1e-9, kLarge);
+  check("presence_penalty", p.presence_penalty, -kLarge, kLarge);
+  check("frequency_penalty", p.frequency_penalty, -kLarge, kLarge);
+  check("dry_multiplier", p.dry_multiplier, 0, kLarge);
+  check("dry_base", p.dry_base, 0, kLarge);
+  check("dry_allowed_length", static_cast<double>(p.dry_allowed_length), 0, 1e18);
+  check("dry_range", static_cast<double>(p.dry_range), 0, 1e18);
+  check("no_repeat_ngram_size", static_cast<double>(p.no_repeat_ngram_size), 0, 1e18);
+  check("temperature", p.temperature, 0, kLarge);
+  check("top_n_sigma", p.top_n_sigma, 0, kLarge);
+  check("top_k", static_cast<double>(p.top_k), 0, 1e18);
+  check("top_p", p.top_p, 0, 1);
+  check("min_p", p.min_p, 0, 1);
+  check("typical_p", p.typical_p, 0, 1);
+  check("logprobs", p.logprobs, -1, kLarge);
+}
+
+// From a dict of its fields; those that are missing have their defaults. Throws ParameterError.
 inline SamplingParams sampling_params_from(const pybind11::dict& d) {
   SamplingParams p;
   const auto read = [&](const char* name, auto& field) {
@@ -37,6 +75,7 @@ inline SamplingParams sampling_params_from(const pybind11::dict& d) {
   read("typical_p", p.typical_p);
   read("seed", p.seed);
   read("logprobs", p.logprobs);
+  check_sampling(p);
   return p;
 }
 

@@ -61,10 +61,18 @@ BlockPool::Node BlockPool::remember(int32_t block, Node before, std::span<const 
 // Of a cached block: its prefix is gone, its memory free.
 void BlockPool::forget(int32_t block) noexcept {
   remove_from_cached(block);
+  forget_prefix(block);
+  free_.push_back(block);
+}
+
+void BlockPool::claim(int32_t block) noexcept {
+  if (is_remembered(block)) forget_prefix(block);
+}
+
+void BlockPool::forget_prefix(int32_t block) noexcept {
   prefixes_.erase(prefixes_.find(*keys_[index(block)]));
   keys_[index(block)] = nullptr;
   nodes_[index(block)] = kRoot;
-  free_.push_back(block);
 }
 
 void BlockPool::append_to_cached(int32_t block) noexcept {

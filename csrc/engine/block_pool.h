@@ -52,6 +52,9 @@ class BlockPool {
   // Remembers a full block unless another one holds the same, and returns the node of the prefix.
   Node remember(int32_t block, Node before, std::span<const int32_t> tokens);
 
+  // Forgets the prefix of a block with one user, who may write into it then.
+  void claim(int32_t block) noexcept;
+
   uint32_t users(int32_t block) const noexcept { return refs_[index(block)]; }
   bool is_remembered(int32_t block) const noexcept { return nodes_[index(block)] != kRoot; }
 
@@ -68,6 +71,7 @@ class BlockPool {
   static size_t index(int32_t block) noexcept { return static_cast<size_t>(block); }
   static Key key_of(Node before, std::span<const int32_t> tokens);
   void forget(int32_t block) noexcept;
+  void forget_prefix(int32_t block) noexcept;
   void append_to_cached(int32_t block) noexcept;
   void remove_from_cached(int32_t block) noexcept;
 

@@ -32,7 +32,7 @@ int64_t Engine::submit(std::span<const int32_t> tokens, const RequestParams& par
   if (params.slide == 0) request->limit = std::min(request->limit, config_.block_size);
   Sequence& s = request->sequence;
   s.tokens.assign(tokens.begin(), tokens.end());
-  s.tokens.reserve(request->limit);
+  s.tokens.reserve(std::min(request->limit, std::max(tokens.size(), config_.block_size)));
   if (s.window() > config_.block_size) s.begin = tokens.size() - params.slide;
   check_fits(std::min(request->limit, config_.block_size));
   return enqueue(std::move(request), parent);
@@ -125,34 +125,29 @@ Engine::Outcome Engine::step(const Interrupted& interrupted) {
     if (end_overdue()) return Outcome::kRan;
     try {
       plan(next, parts);
-    } catch (...) {  // of a device that cannot copy a block
-      undo_drafts(parts);
-      for (const Part& part : parts) part.request->stepping = false;
+    } catch (...) {  // of a device that cannot copy a block, or for want of memory
+      for (const Part& part : parts) leave_step(*part.request);
       throw;
     }
   }
   if (parts.empty()) return Outcome::kIdle;
 
-  StepResult result(next);
-  const auto end_step = [&](bool completed) {
-    const std::lock_guard lock(locks_->state);
-    if (completed) {
-      commit(parts, next, result);
-    } else {
-      undo_drafts(parts);
+  // However it ends, its parts leave the step.
+  struct Leave {
+    ~Leave() {
+      const std::lock_guard lock(engine->locks_->state);
+      for (const Part& part : parts) leave_step(*part.request);
+      engine->drop_released();
     }
-    for (const Part& part : parts) part.request->stepping = false;
-    drop_released();
+    Engine* engine;
+    const std::vector<Part>& parts;
   };
-  bool completed = false;
-  try {
-    completed = runner_->run(next, result, interrupted);
-  } catch (...) {
-    end_step(false);
-    throw;
-  }
-  end_step(completed);
-  return completed ? Outcome::kRan : Outcome::kInterrupted;
+  const Leave at_exit{this, parts};
+  StepResult result(next);
+  if (!runner_->run(next, result, interrupted)) return Outcome::kInterrupted;
+  const std::lock_guard lock(locks_->state);
+  commit(parts, next, result);
+  return Outcome::kRan;
 }
 
 void Engine::release(int64_t id) {
@@ -182,7 +177,7 @@ std::unique_lock<std::mutex> Engine::lock_resting(int64_t id) {
 
 void Engine::feed(int64_t id, std::span<const int32_t> tokens, size_t wanted) {
   const auto lock = lock_resting(id);
-  Request& request = existing(id);
+  Request& request = held(id);
   request.sequence.tokens.insert(request.sequence.tokens.end(), tokens.begin(), tokens.end());
   request.wanted = wanted;
   request.ready = false;
@@ -191,10 +186,12 @@ void Engine::feed(int64_t id, std::span<const int32_t> tokens, size_t wanted) {
 
 void Engine::truncate(int64_t id, size_t tokens) {
   const auto lock = lock_resting(id);
-  Request& request = existing(id);
-  request.sequence.tokens.resize(tokens);
+  Request& request = held(id);
+  Sequence& s = request.sequence;
+  s.tokens.resize(tokens);
   request.prompt = std::min(request.prompt, tokens);
-  kv_.truncate(request.sequence, tokens - request.sequence.begin);
+  kv_.truncate(s, tokens > s.begin ? tokens - s.begin : 0);
+  if (s.begin >= tokens) s.begin = 0;  // it had slid further
   request.ready = true;
   change_held(request);
 }
@@ -215,7 +212,7 @@ void Engine::forget_logits(Request& request) {
 
 int64_t Engine::fork(int64_t id) {
   const auto lock = lock_resting(id);
-  const Request& from = existing(id);
+  const Request& from = held(id);
   auto copy = std::make_unique<Request>();
   copy->id = next_id_++;
   copy->task = from.task;
@@ -227,14 +224,16 @@ int64_t Engine::fork(int64_t id) {
   copy->started = from.started;
   copy->sequence.tokens = from.sequence.tokens;
   copy->sequence.begin = from.sequence.begin;
-  kv_.share(copy->sequence, from.sequence, from.sequence.computed);
+  // What is still to be computed for it are all the rows that were asked for.
+  const size_t computed = from.ready ? from.sequence.computed : std::min(from.sequence.computed, from.first_asked());
+  kv_.share(copy->sequence, from.sequence, computed);
   requests_.push_back(std::move(copy));
   return requests_.back()->id;
 }
 
 Event Engine::choose(int64_t id, std::span<float> logits, std::span<const uint32_t> allowed) {
   const auto lock = lock_resting(id);
-  Request& request = existing(id);
+  Request& request = held(id);
   SampleTask task = sample_task(request, request.sequence.tokens.size(), 0);
   task.allowed = allowed;
   Choice choice;
@@ -288,7 +287,7 @@ void Engine::take_checked(Request& request, int32_t token) {
 Candidates Engine::candidates(int64_t id, size_t n, std::span<float> given, std::span<const TokenBias> bias,
                               std::span<const uint32_t> allowed) {
   const auto lock = lock_resting(id);
-  Request& request = existing(id);
+  Request& request = held(id);
   const std::span<float> logits = own_logits(request);
   SampleTask task = sample_task(request, request.sequence.tokens.size(), 0);
   task.allowed = allowed;
@@ -313,10 +312,13 @@ std::vector<float> Engine::held_hidden(int64_t id) const {
 
 std::vector<std::byte> Engine::save(int64_t id) {
   const auto lock = lock_resting(id);
-  const Sequence& s = existing(id).sequence;
+  const Request& request = held(id);
+  const Sequence& s = request.sequence;
   const size_t bytes = runner_->kv_block_bytes();
-  std::vector<std::byte> out(blocks_for(s.computed) * bytes);
-  for (size_t i = 0; i < blocks_for(s.computed); ++i) {
+  // A block that is not computed to its end, or to that of the text, says nothing that restore could tell apart.
+  const size_t blocks = s.computed + 1 >= s.window() ? blocks_for(s.computed) : s.computed / kBlockTokens;
+  std::vector<std::byte> out(blocks * bytes);
+  for (size_t i = 0; i < blocks; ++i) {
     runner_->read_block(s.blocks[i], std::span(out).subspan(i * bytes, bytes));
   }
   return out;
@@ -408,7 +410,7 @@ void Engine::reset_after_fork() {
   static_cast<void>(locks_.release());  // a mutex held by a thread that is gone cannot be freed
   locks_ = std::make_unique<Locks>();
   drivers_ = 0;
-  for (const auto& request : requests_) request->stepping = false;
+  for (const auto& request : requests_) leave_step(*request);
 }
 
 EngineStats Engine::stats() const {
@@ -430,6 +432,12 @@ Request& Engine::existing(int64_t id) const {
   Request* const request = find(id);
   if (request == nullptr) throw ParameterError("request", std::to_string(id), "one that is not released");
   return *request;
+}
+
+Request& Engine::held(int64_t id) const {
+  Request& request = existing(id);
+  if (request.task != Task::kHold) throw ParameterError("request", std::to_string(id), "one that is held");
+  return request;
 }
 
 }  // namespace gptx

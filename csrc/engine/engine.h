@@ -119,6 +119,7 @@ class Engine {
   void take_checked(Request& request, int32_t token);
   Request* find(int64_t id) const;
   Request& existing(int64_t id) const;
+  Request& held(int64_t id) const;
 
   // step.cpp: what goes into a step, and what comes of it
   bool end_overdue();
@@ -128,7 +129,8 @@ class Engine {
   void fill(Step& step, const Part& part) const;
   size_t draft_room(const Request& request) const;
   void draft(Request& request, size_t rows) const;
-  static std::vector<int32_t> take_draft(const Part& part);
+  static std::vector<int32_t> take_draft(Request& request);
+  static void leave_step(Request& request) noexcept;
   size_t reserve(Request& request, size_t end);
   bool preempt_one_younger_than(int64_t id);
   bool preempt_one_that_waits();
@@ -139,7 +141,6 @@ class Engine {
   void commit_generated(const Part& part, const Step& step, StepResult& result, size_t sample);
   void keep_rows(const Part& part, size_t kept_row);
   void keep_states(const Part& part, size_t first_row);
-  void undo_drafts(const std::vector<Part>& parts);
   void take_token(Request& request, Choice choice);
   void finish(Request& request);
 
@@ -150,6 +151,7 @@ class Engine {
   EngineStats stats_;
   std::vector<std::unique_ptr<Request>> requests_;  // in the order of submission
   int64_t next_id_ = 1;
+  size_t starved_steps_ = 0;  // one after the other that could not begin a request
   std::atomic<int> drivers_{0};  // threads inside advance
 
   struct Locks {

@@ -35,16 +35,20 @@ void KvCache::share(Sequence& to, const Sequence& from, size_t n) {
 size_t KvCache::reserve(Sequence& s, size_t end) {
   const size_t first = s.computed / kBlockTokens;
   if (first < s.blocks.size() && !pool_.is_exclusive(s.blocks[first])) {
-    const std::optional<int32_t> copy = take();
-    if (!copy) return s.computed;
-    try {
-      if (s.computed % kBlockTokens != 0) runner_.copy_block(s.blocks[first], *copy);
-    } catch (...) {  // of a device
-      drop(*copy);
-      throw;
+    if (const std::optional<int32_t> copy = take()) {
+      try {
+        if (s.computed % kBlockTokens != 0) runner_.copy_block(s.blocks[first], *copy);
+      } catch (...) {  // of a device
+        drop(*copy);
+        throw;
+      }
+      drop(s.blocks[first]);
+      s.blocks[first] = *copy;
+    } else if (pool_.users(s.blocks[first]) == 1) {
+      pool_.claim(s.blocks[first]);  // the prefix is worth less than the text that goes on
+    } else {
+      return s.computed;
     }
-    drop(s.blocks[first]);
-    s.blocks[first] = *copy;
   }
   s.blocks.reserve(blocks_for(end));
   while (s.blocks.size() < blocks_for(end)) {

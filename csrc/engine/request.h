@@ -75,6 +75,7 @@ struct Request {
   bool finished = false;
   bool released = false;
   bool stepping = false;  // part of the step that runs now
+  size_t drafted = 0;     // of the tokens, how many are guesses of that step
 
   // Positions of the window: the end of the rows to compute, and the first of them that is kept: that wants logits or a hidden state.
   size_t rows_end() const { return sequence.window() - (task == Task::kScore ? 1 : 0); }

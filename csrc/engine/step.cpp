@@ -4,6 +4,12 @@
 #include "engine/engine.h"
 
 namespace gptx {
+namespace {
+
+// So many steps a request waits for blocks before one that rests gives up its own.
+constexpr size_t kStarvedSteps = 100;
+
+}  // namespace
 
 bool Engine::end_overdue() {
   bool ended = false;
@@ -39,6 +45,9 @@ void Engine::plan(Step& step, std::vector<Part>& parts) {
   std::ranges::stable_partition(parts, [](const Part& part) { return part.request->wants_logits(); });
   for (const Part& part : parts) fill(step, part);
   plan_ahead(step, parts);
+  // What waits for blocks does not wait for ever behind what runs, while others rest on theirs.
+  starved_steps_ = full ? starved_steps_ + 1 : 0;
+  if (starved_steps_ > kStarvedSteps && preempt_one_that_waits()) starved_steps_ = 0;
 }
 
 // Takes what the cache has of a request. It is not begun where another one is about to compute the next block of
@@ -83,6 +92,7 @@ void Engine::add_part(std::vector<Part>& parts, Room& room, Request& request) {
   room.rows -= part.rows;
   if (request.wants_logits()) room.logits -= part.kept;
   parts.push_back(part);
+  request.drafted = drafted;
   request.stepping = request.started = true;
 }
 
@@ -108,7 +118,7 @@ void Engine::fill(Step& step, const Part& part) const {
 size_t Engine::draft_room(const Request& request) const {
   const Sequence& s = request.sequence;
   const bool decodes = request.task == Task::kGenerate || (request.task == Task::kHold && request.chosen);
-  if (!decodes || request.finished || request.ready || s.tokens.size() + 1 >= request.limit) return 0;
+  if (!decodes || request.params.hidden || !request.wants_logits() || request.finished || request.ready || s.tokens.size() + 1 >= request.limit) return 0;
   return std::min({kMaxDraft, request.limit - s.tokens.size() - 1, config_.block_size - s.window()});
 }
 
@@ -125,13 +135,22 @@ void Engine::draft(Request& request, size_t rows) const {
   s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
 }
 
-// Takes the draft of a part from the tokens of its request again.
-std::vector<int32_t> Engine::take_draft(const Part& part) {
-  std::vector<int32_t>& tokens = part.request->sequence.tokens;
-  const auto real = tokens.end() - static_cast<ptrdiff_t>(part.drafted);
+// Takes the guesses from the tokens of a request again.
+std::vector<int32_t> Engine::take_draft(Request& request) {
+  std::vector<int32_t>& tokens = request.sequence.tokens;
+  const auto real = tokens.end() - static_cast<ptrdiff_t>(request.drafted);
   std::vector<int32_t> draft(real, tokens.end());
   tokens.erase(real, tokens.end());
+  request.drafted = 0;
   return draft;
+}
+
+// A step has no part of a request any more; what it guessed is void.
+void Engine::leave_step(Request& request) noexcept {
+  std::vector<int32_t>& tokens = request.sequence.tokens;
+  tokens.resize(tokens.size() - request.drafted);
+  request.drafted = 0;
+  request.stepping = false;
 }
 
 // Blocks for the positions of the window up to `end`, taken from younger requests if need be. Returns how far they go.
@@ -228,7 +247,7 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
         s.computed += part.rows;
         break;
       case Task::kHold:
-        request.checked = take_draft(part);
+        request.checked = take_draft(request);
         request.accepted = 0;
         request.usage.drafted += part.drafted;
         request.drafts.proposed.clear();
@@ -257,7 +276,7 @@ void Engine::commit(const std::vector<Part>& parts, const Step& step, StepResult
 void Engine::commit_generated(const Part& part, const Step& step, StepResult& result, size_t sample) {
   Request& request = *part.request;
   Sequence& s = request.sequence;
-  const std::vector<int32_t> drafted = take_draft(part);
+  const std::vector<int32_t> drafted = take_draft(request);
   s.computed += part.rows - part.drafted;
   if (part.kept == 0) return;
 
@@ -309,10 +328,6 @@ void Engine::keep_states(const Part& part, size_t first_row) {
   }
 }
 
-void Engine::undo_drafts(const std::vector<Part>& parts) {
-  for (const Part& part : parts) static_cast<void>(take_draft(part));
-}
-
 void Engine::take_token(Request& request, Choice choice) {
   Sequence& s = request.sequence;
   const std::span<const int32_t> ends = request.params.end_tokens;
@@ -324,7 +339,7 @@ void Engine::take_token(Request& request, Choice choice) {
     event.finish = Finish::kStop;
   } else {
     s.tokens.push_back(event.choice.token);
-    if (s.tokens.size() == request.limit) {
+    if (s.tokens.size() >= request.limit) {
       event.finish = Finish::kLength;
     } else if (s.window() > config_.block_size) {
       // The context slides: the last tokens are read again, from position 0 on.
