@@ -64,9 +64,7 @@ def test_agenerate_is_generate(model):
 
 def test_the_event_loop_goes_on_meanwhile(model):
     async def main():
-        task = asyncio.create_task(
-            model.agenerate("abc", seed=1, temperature=0.9, max_new_tokens=100)
-        )
+        task = asyncio.create_task(model.agenerate("abc", **ENDLESS | dict(max_new_tokens=2000)))
         ticks = 0
         while not task.done():
             await asyncio.sleep(0.001)

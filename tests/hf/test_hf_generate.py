@@ -391,3 +391,31 @@ def test_a_generation_config_of_transformers_is_taken_by_what_is_set_in_it(pair)
 
     ours, theirs = pair.run(script)
     assert ours == theirs
+
+
+def test_a_criterion_of_length_replaces_that_of_the_call(pair):
+    def script(lib):
+        ids = lib.tokenizer("One day a prince", return_tensors="pt").input_ids
+        lengths = []
+        for most, more in ((30, {}), (9, {"max_new_tokens": 2}), (12, {"num_beams": 2})):
+            criteria = lib.library.StoppingCriteriaList(
+                [lib.library.MaxLengthCriteria(max_length=most)]
+            )
+            out = lib.model.generate(
+                ids, eos_token_id=-1, pad_token_id=0, stopping_criteria=criteria, **more
+            )
+            lengths.append(out.tolist())
+        return lengths
+
+    ours, theirs = pair.run(script)
+    assert ours == theirs
+
+
+def test_bad_words_that_are_end_tokens_alone_are_none(pair):
+    def script(lib):
+        ids = lib.tokenizer("One day a prince", return_tensors="pt").input_ids
+        options = dict(bad_words_ids=[[0]], eos_token_id=[0, 5], max_new_tokens=5)
+        return lib.model.generate(ids, **options).tolist()
+
+    ours, theirs = pair.run(script)
+    assert ours == theirs

@@ -71,6 +71,25 @@ def test_a_tuple_holds_what_the_dictionary_does(pair):
     assert ours[1:] == theirs[1:] == (3, True)
 
 
+def test_the_cache_is_an_entry_too(pair):
+    def script(lib):
+        ids = lib.tokenizer("One day a prince", return_tensors="pt").input_ids
+        out = lib.model(ids)
+        logits, past = lib.model(ids, return_dict=False)
+        again = lib.model(ids[:, :1], past_key_values=past).logits
+        same = type(out[1]) is type(out["past_key_values"]) is type(past)
+        return (
+            "past_key_values" in out,
+            same,
+            logits.shape,
+            again.shape,
+            lib.model(ids, labels=ids).loss.shape,
+        )
+
+    ours, theirs = pair.run(script)
+    assert ours == theirs
+
+
 def test_the_loss_is_that_of_transformers(pair):
     import torch
 

@@ -202,16 +202,61 @@ def test_a_gptx_file_has_its_tokenizer_inside(tmp_path):
     assert tokenizer.model_max_length == 96
 
 
-def test_bos_is_put_in_front_where_the_folder_says_so(pair, tmp_path):
+@pytest.mark.parametrize("says_so", ["tokenizer.json", "tokenizer_config.json"])
+def test_bos_is_put_in_front_where_it_is_in_transformers(pair, tmp_path, says_so):
+    import transformers
+
     for path in pair.folder.glob("*token*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config["add_bos_token"] = True
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
-    plain = pair.ours.tokenizer("Once").input_ids
-    assert tokenizer("Once").input_ids == [tokenizer.bos_token_id, *plain]
-    assert tokenizer("Once", add_special_tokens=False).input_ids == plain
+    changed = json.loads((tmp_path / says_so).read_text())
+    if says_so == "tokenizer.json":
+        bos = pair.ours.tokenizer.bos_token
+        first, text = (
+            {"SpecialToken": {"id": bos, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        )
+        known = {bos: {"id": bos, "ids": [pair.ours.tokenizer.bos_token_id], "tokens": [bos]}}
+        changed["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [first, text],
+            "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": known,
+        }
+    else:
+        changed["add_bos_token"] = True
+    (tmp_path / says_so).write_text(json.dumps(changed))
+    ours = hf.AutoTokenizer.from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours("Once").input_ids == theirs("Once").input_ids
+    assert len(ours("Once").input_ids) == (2 if says_so == "tokenizer.json" else 1)
+    plain = ours("Once", add_special_tokens=False).input_ids
+    assert plain == theirs("Once", add_special_tokens=False).input_ids
+
+
+def test_padding_keeps_what_stands_beside_the_ids(pair):
+    def script(lib):
+        tokenizer = lib.tokenizer
+        tokenizer.pad_token = tokenizer.eos_token
+        many = tokenizer.pad({"input_ids": [[1, 2], [3]], "labels": [1, 0]})
+        one = tokenizer.pad({"input_ids": [1, 2]}, padding="max_length", max_length=4)
+        return dict(many), dict(one)
+
+    ours, theirs = pair.run(script)
+    assert ours == theirs
+
+
+def test_special_tokens_are_left_out_where_transformers_does(pair):
+    def script(lib):
+        tokenizer = lib.tokenizer
+        cut = tokenizer("Once upon a time", truncation=True, max_length=0)["input_ids"]
+        tokenizer.truncation_side = "left"
+        left = tokenizer("Once upon a time", truncation=True, max_length=0)["input_ids"]
+        tokenizer.pad_token = "!"
+        ids = [5, tokenizer.pad_token_id, 6]
+        return cut, left, tokenizer.decode(ids, skip_special_tokens=True)
+
+    ours, theirs = pair.run(script)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,9 @@ class Arguments:
             out.append(p.RepetitionPenaltyLogitsProcessor(c.repetition_penalty, padding))
         if c.no_repeat_ngram_size:
             out.append(p.NoRepeatNGramLogitsProcessor(c.no_repeat_ngram_size))
-        if c.bad_words_ids is not None:
+        # End tokens are no bad words, as in transformers.
+        alone = [[end] for end in ends]
+        if c.bad_words_ids is not None and any(list(w) not in alone for w in c.bad_words_ids):
             out.append(p.NoBadWordsLogitsProcessor(c.bad_words_ids, ends))
         if self.min_length > length and ends:
             out.append(p.MinLengthLogitsProcessor(self.min_length, ends))

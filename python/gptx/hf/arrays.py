@@ -35,7 +35,7 @@ def to_numpy(value: Any) -> NDArray[Any]:
 
 
 def to_torch(array: NDArray[Any], device: Any = "cpu") -> Any:
-    return loaded_torch().from_numpy(np.ascontiguousarray(array)).to(device)
+    return loaded_torch().from_numpy(np.asarray(array, order="C")).to(device)
 
 
 def given(array: NDArray[Any], device: Any) -> Array:

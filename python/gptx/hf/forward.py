@@ -32,6 +32,16 @@ class Output(CausalLMOutput):
             return self.__dict__["_source"]
         return super().__getattr__(name)
 
+    def __getitem__(self, key: Any) -> Any:
+        return self.past_key_values if key == "past_key_values" else super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        there = key == "past_key_values" and "_source" in self.__dict__
+        return there or super().__contains__(key)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self[name] for name in self.fields if name in self)
+
 
 def logits(model: Model, batch: Batch) -> NDArray[np.float32]:
     """Float32 ``[B, T, V]``, zeros at padding; all rows in the same steps."""

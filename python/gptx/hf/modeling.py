@@ -19,7 +19,7 @@ from gptx.hf.generation_config import DEFAULTS, NAMES, GenerationConfig
 from gptx.hf.locate import locate
 from gptx.hf.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from gptx.hf.prompts import Batch
-from gptx.hf.stopping import StopStrings
+from gptx.hf.stopping import MaxLengthCriteria, StopStrings
 from gptx.hf.streamers import BaseStreamer
 from gptx.model import Model
 
@@ -287,10 +287,7 @@ class GPT2LMHeadModel:
         keep = self.config.use_cache if use_cache is None else use_cache
         if keep:
             out.remember(past or (lambda: self._cache(batch)))
-        if return_dict:
-            return out
-        entries = dict(out) | ({"past_key_values": out.past_key_values} if keep else {})
-        return tuple(entries[name] for name in out.fields if name in entries)
+        return out if return_dict else out.to_tuple()
 
     def generate(
         self,
@@ -348,7 +345,8 @@ class GPT2LMHeadModel:
         if ids is None:
             if config.bos_token_id is None:
                 raise ParameterError("inputs", None, "input_ids, for there is no bos_token_id")
-            ids = np.array([[config.bos_token_id]])
+            device = None if loaded_torch() is None else "cpu"
+            ids = given(np.array([[config.bos_token_id]]), device)
         if attention_mask is None:
             attention_mask = prompts.without_padding(ids, pad, ends)
         batch = prompts.batch(ids, attention_mask, self.gptx.config.vocab_size)
@@ -366,11 +364,15 @@ class GPT2LMHeadModel:
             for c in (generation_config, self.generation_config)
         )
         default_length &= call.get("max_length") is None
+        criteria = _functions("stopping_criteria", stopping_criteria)
+        max_length = self._max_length(config, batch, default=default_length)
+        for own in [c for c in criteria if type(c) is MaxLengthCriteria]:  # it replaces the default
+            max_length = own.max_length
         arguments = Arguments(
             config=config,
             batch=batch,
             vocab_size=self.gptx.config.vocab_size,
-            max_length=self._max_length(config, batch, default=default_length),
+            max_length=max_length,
             min_length=(config.min_length or 0)
             if config.min_new_tokens is None
             else batch.length + config.min_new_tokens,
@@ -378,7 +380,7 @@ class GPT2LMHeadModel:
             pad=ends[0] if pad is None and ends else pad,
             processors=_functions("logits_processor", logits_processor),
             prefix_allowed=prefix_allowed_tokens_fn,
-            criteria=_functions("stopping_criteria", stopping_criteria),
+            criteria=tuple(c for c in criteria if type(c) is not MaxLengthCriteria),
             draft=draft,
             seed=_seed(seed, config, batch),
         )

@@ -95,6 +95,7 @@ class GPT2Tokenizer(SpecialTokens):
         defaults = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
         for role, token in (defaults | tokens).items():
             self._give_role(role, token)
+        self._first_roles = set(self.all_special_ids)  # those of later ones are ordinary tokens
 
     @classmethod
     def from_pretrained(
@@ -200,8 +201,8 @@ class GPT2Tokenizer(SpecialTokens):
         rows = []
         for one in texts:
             ids = prefix + self._tokenizer.encode(one, allow_special=not split_special_tokens)
-            cut = slice(limit) if self.truncation_side == "right" else slice(-limit, None)
-            rows.append(ids[cut] if len(ids) > limit else ids)
+            more = max(0, len(ids) - limit)
+            rows.append(ids[: len(ids) - more] if self.truncation_side == "right" else ids[more:])
         out = self.pad(
             {"input_ids": rows},
             padding=padding,
@@ -231,6 +232,10 @@ class GPT2Tokenizer(SpecialTokens):
         if not isinstance(encoded_inputs, Mapping):
             names = encoded_inputs[0].keys()
             encoded_inputs = {name: [part[name] for part in encoded_inputs] for name in names}
+        first = encoded_inputs["input_ids"]
+        single = len(first) > 0 and isinstance(first[0], int)
+        if single:
+            encoded_inputs = {name: [value] for name, value in encoded_inputs.items()}
         rows = [_ids(row) for row in encoded_inputs["input_ids"]]
         masks = encoded_inputs.get("attention_mask")
         masks = [[1] * len(r) for r in rows] if masks is None else [_ids(m) for m in masks]
@@ -242,9 +247,12 @@ class GPT2Tokenizer(SpecialTokens):
             pad = self.pad_token_id
             rows = [_filled(row, length, pad, side) for row in rows]
             masks = [_filled(mask, length, 0, side) for mask in masks]
-        out = BatchEncoding({"input_ids": rows})
+        out = BatchEncoding({**encoded_inputs, "input_ids": rows})
+        out.pop("attention_mask", None)
         if return_attention_mask is not False:
             out["attention_mask"] = masks
+        if single and return_tensors is None:
+            return BatchEncoding({name: value[0] for name, value in out.items()})
         return out.convert_to_tensors(return_tensors)
 
     def encode(self, text: str, text_pair: Any = None, **kwargs: Any) -> Any:
@@ -276,7 +284,9 @@ class GPT2Tokenizer(SpecialTokens):
             ids = [ids]
         if len(ids) and (isinstance(ids[0], list | tuple) or getattr(ids[0], "ndim", 0)):
             return [self.decode(row, skip_special_tokens) for row in ids]
-        special = set(self._spec.special_tokens.values()) if skip_special_tokens else ()
+        special: set[int] = set()
+        if skip_special_tokens:
+            special = {*self._first_roles, *self._spec.special_tokens.values()}
         whole = [operator.index(i) for i in ids]
         n = self._tokenizer.n_vocab
         return self._tokenizer.decode([i for i in whole if i < n and i not in special])
@@ -290,7 +300,9 @@ class GPT2Tokenizer(SpecialTokens):
         """The token of an id, or of each of a list: bytes as printable characters, "Ġ" a space."""
         if isinstance(ids, int):
             return self._spelling.get(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        skipped: set[int] = set()
+        if skip_special_tokens:
+            skipped = {*self.all_special_ids, *self._spec.special_tokens.values()}
         return [self._spelling.get(int(i)) for i in ids if int(i) not in skipped]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
@@ -430,11 +442,30 @@ def _settings(folder: Path) -> dict[str, Any]:
     roles = read_json(folder / "special_tokens_map.json", optional=True)
     values = {k: v for k, v in (roles | config).items() if k in ROLES and v is not None}
     values |= {name: config[name] for name in _SETTINGS if config.get(name) is not None}
-    whole = read_json(folder / "tokenizer.json", optional=True).get("model", {}).get("vocab")
-    base = whole or read_json(folder / "vocab.json", optional=True)
+    whole = read_json(folder / "tokenizer.json", optional=True)
+    if whole:  # it says itself what stands in front of a text
+        values["add_bos_token"] = _begins_with_bos(whole.get("post_processor"))
+    base = whole.get("model", {}).get("vocab") or read_json(folder / "vocab.json", optional=True)
     if base:
         values["vocab_size"] = len(base)
     return values
+
+
+def _begins_with_bos(processor: dict[str, Any] | None) -> bool:
+    """Whether a post_processor of tokenizer.json puts one token in front of a text.
+
+    Raises:
+        UnsupportedError: it does something else with texts.
+    """
+    if processor is None or processor.get("type") == "ByteLevel":
+        return False
+    if processor.get("type") == "Sequence":
+        return any(_begins_with_bos(part) for part in processor.get("processors", ()))
+    parts = [next(iter(part)) for part in processor.get("single", ())]
+    known = (["Sequence"], ["SpecialToken", "Sequence"])
+    if processor.get("type") == "TemplateProcessing" and parts in known:
+        return len(parts) == 2
+    raise UnsupportedError("tokenizer.json: post_processor: only one token in front of a text")
 
 
 def _refuse(values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
