@@ -25,13 +25,13 @@ inline void check_sampling(const SamplingParams& p) {
     if (value >= least && value <= most) return;
     throw ParameterError(name, text(value), text(least) + " to " + text(most));
   };
-  constexpr double kLarge = 1e9;
+  constexpr double kLarge = std::numeric_limits<double>::max();  // finite
   for (const TokenBias& bias : p.logit_bias) {
     if (!(bias.bias < std::numeric_limits<float>::infinity())) {
       throw ParameterError("logit_bias", std::to_string(bias.bias), "finite numbers or -inf");
     }
   }
-  check("repetition_penalty", p.repetition_penalty, 1e-9, kLarge);
+  check("repetition_penalty", p.repetition_penalty, std::numeric_limits<double>::min(), kLarge);
   check("presence_penalty", p.presence_penalty, -kLarge, kLarge);
   check("frequency_penalty", p.frequency_penalty, -kLarge, kLarge);
   check("dry_multiplier", p.dry_multiplier, 0, kLarge);

@@ -126,11 +126,11 @@ struct Model {
     std::vector<gptx_cuda_part> parts;
     const std::vector<int32_t> company = {5, 6, 7, 8, 9, 10, 11, 12, 13};
     const std::vector<int32_t> company_block = {39};
-    for (uint64_t i = 0; i < others; ++i) parts.push_back({company.data(), 1 + i % 9, 0, company_block.data(), 1, 0});
-    parts.push_back({tokens.data() + position, end - position, position, blocks.data(), blocks.size(), n});
+    for (uint64_t i = 0; i < others; ++i) parts.push_back({company.data(), 1 + i % 9, 0, company_block.data(), 1, 0, 1});
+    parts.push_back({tokens.data() + position, end - position, position, blocks.data(), blocks.size(), n, 1});
     std::vector<gptx_cuda_sample> samples;
     for (uint64_t i = 0; i < n; ++i) samples.push_back({i, end, 1, 1.0, 0.0, 1.0, 0.0, 0, nullptr, 0, nullptr, 0});
-    const gptx_cuda_step step{parts.data(), parts.size(), samples.data(), n, 1};
+    const gptx_cuda_step step{parts.data(), parts.size(), samples.data(), n, 1, 0};
     std::vector<int32_t> greedy(n);
     check(api->run(model, &step, greedy.data(), &error));
     std::vector<float> out(n * kVocab);
@@ -179,15 +179,15 @@ bool check_mode(const Weights& weights, int precision, int kv_type) {
   const gptx_cuda_sample sample{0, 120, 11, 1.0, 0.9, 0.8, 0.01, 20, nullptr, 0, nullptr, 0};
   std::vector<int32_t> ahead(4), single;
   m.logits(tokens, 0, 119, 0, one);
-  const gptx_cuda_part part{&tokens[119], 1, 119, one.data(), one.size(), 1};
-  const gptx_cuda_step step{&part, 1, &sample, 1, 4};
+  const gptx_cuda_part part{&tokens[119], 1, 119, one.data(), one.size(), 1, 1};
+  const gptx_cuda_step step{&part, 1, &sample, 1, 4, 0};
   m.check(m.api->run(m.model, &step, ahead.data(), &m.error));
   int32_t token = tokens[119];
   for (uint64_t i = 0; i < 4; ++i) {
     gptx_cuda_sample next = sample;
     next.position = 120 + i;
-    const gptx_cuda_part row{&token, 1, 119 + i, one.data(), one.size(), 1};
-    const gptx_cuda_step decode{&row, 1, &next, 1, 1};
+    const gptx_cuda_part row{&token, 1, 119 + i, one.data(), one.size(), 1, 1};
+    const gptx_cuda_step decode{&row, 1, &next, 1, 1, 0};
     int32_t chosen = -2;
     m.check(m.api->run(m.model, &decode, &chosen, &m.error));
     single.push_back(token = chosen);
@@ -211,13 +211,13 @@ bool check_mode(const Weights& weights, int precision, int kv_type) {
   // Two rows that share a block: which of them have a token chosen, and in which order, changes none.
   const std::vector<int32_t> left = {20, 21}, right = {20, 30};
   m.logits(tokens, 64, 80, 0, right);
-  const gptx_cuda_part pair[] = {{&tokens[110], 1, 110, left.data(), left.size(), 1},
-                                 {&tokens[80], 1, 80, right.data(), right.size(), 1}};
+  const gptx_cuda_part pair[] = {{&tokens[110], 1, 110, left.data(), left.size(), 1, 1},
+                                 {&tokens[80], 1, 80, right.data(), right.size(), 1, 1}};
   gptx_cuda_sample samples[] = {sample, sample};
   samples[1].logit_row = 1;
   samples[1].seed = 12;
   const auto choose = [&](std::vector<gptx_cuda_sample> some) {
-    const gptx_cuda_step decode{pair, 2, some.data(), some.size(), 1};
+    const gptx_cuda_step decode{pair, 2, some.data(), some.size(), 1, 0};
     std::vector<int32_t> chosen(some.size(), -2);
     m.check(m.api->run(m.model, &decode, chosen.data(), &m.error));
     return chosen;
@@ -267,8 +267,8 @@ bool check_sampling(const Weights& weights) {
     const gptx_cuda_sample sample{0,           20,           seed,          params.repetition_penalty,
                                   params.temperature, params.top_p, params.min_p, params.top_k,
                                   tokens.data(), tokens.size(), no.data(),     no.size()};
-    const gptx_cuda_part part{tokens.data(), 20, 0, blocks.data(), blocks.size(), 1};
-    const gptx_cuda_step step{&part, 1, &sample, 1, 1};
+    const gptx_cuda_part part{tokens.data(), 20, 0, blocks.data(), blocks.size(), 1, 1};
+    const gptx_cuda_step step{&part, 1, &sample, 1, 1, 0};
     int32_t chosen = -2;
     m.check(m.api->run(m.model, &step, &chosen, &m.error));
     if (chosen != expected.token) std::fprintf(stderr, "seed %lu: token %d instead of %d\n", seed, chosen, expected.token);
