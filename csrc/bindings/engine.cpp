@@ -328,8 +328,10 @@ class PyEngine {
       const WithoutGil released;
       finished = engine_->logits(tokens, out.mutable_data(), signal_raised);
     }
-    if (!finished) raise_interruption();
-    if (!finished) throw std::runtime_error("the step was interrupted");
+    if (!finished) {
+      raise_interruption();
+      throw std::runtime_error("the step was interrupted");
+    }
     return out;
   }
 
@@ -342,8 +344,10 @@ class PyEngine {
       const WithoutGil released;
       finished = engine_->states(tokens, out.mutable_data(), signal_raised);
     }
-    if (!finished) raise_interruption();
-    if (!finished) throw std::runtime_error("the step was interrupted");
+    if (!finished) {
+      raise_interruption();
+      throw std::runtime_error("the step was interrupted");
+    }
     return out;
   }
 

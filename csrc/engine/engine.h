@@ -61,7 +61,7 @@ class Engine {
   // changed, `bias` is added for this token alone. Throws ParameterError if it is not ready.
   Candidates candidates(int64_t request, size_t n, std::span<float> given, std::span<const TokenBias> bias,
                         std::span<const uint32_t> allowed);
-  // Its rows that wanted logits: [wanted, V] and [wanted, C]; empty while it is not ready.
+  // Its rows that wanted logits: [wanted, V] and [wanted, C]; not whole while it is not ready.
   std::vector<float> held_logits(int64_t request) const;
   std::vector<float> held_hidden(int64_t request) const;
   // Its KV blocks, for tokens().size() computed positions; restore makes a held request of them.

@@ -92,10 +92,11 @@ def checked_ids(model: Model, name: str, ids: Sequence[int]) -> list[int]:
     Raises:
         TokenIdError: one is not an integer, or not in the vocabulary.
     """
+    size = model.config.vocab_size
     for index, token in enumerate(ids):
         integral = isinstance(token, numbers.Integral) and not isinstance(token, bool)
-        if not integral or not 0 <= token < model.config.vocab_size:
-            raise TokenIdError(name, index, token, model.config.vocab_size)
+        if not integral or not 0 <= token < size:
+            raise TokenIdError(name, index, token, size)
     return [int(token) for token in ids]
 
 

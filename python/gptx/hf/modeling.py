@@ -245,7 +245,8 @@ class GPT2LMHeadModel:
             labels: ``[B, T]``, usually the ids; -100 is not scored.
             output_hidden_states: give ``hidden_states`` too, which takes a forward pass of its own;
                 not with a cache.
-            use_cache: ``past_key_values`` is there either way, and computed when it is looked at.
+            use_cache: give ``past_key_values``, which is computed when it is looked at; default
+                that of the config.
             logits_to_keep: of so many of the last places alone; 0: all.
             return_dict: False for a tuple.
 
