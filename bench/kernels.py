@@ -4,10 +4,11 @@
     python bench/kernels.py --isa avx2 --precisions int8,bfloat16 --rows 1,8,512
     python bench/kernels.py --json kernels.json
 
-One thread, because threads share nothing but memory here. The peak is the multiply-adds of the
-precision in registers, measured before and after each sample; a row of 1 is bound by memory
-instead, so its share is of the read bandwidth. Matrices are taken in turns, so that one row finds
-them in memory, not in a cache.
+One thread, because threads share nothing but memory here. The share is the time that the slower of
+two limits needs over the time taken: the multiply-adds of the precision in registers, and up to 8
+rows, as of a decoding step, a plain read of the weights. Both are measured before and after each
+sample. Such few rows take copies of a matrix in turns, so that they find it in memory, not in a
+cache.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     samples = []
     print(
-        f"{'isa':12} {'precision':10} {'matrix':12} {'rows':>5} {'rate':>22} {'share of peak':>21}"
+        f"{'isa':12} {'precision':10} {'matrix':12} {'rows':>5} {'rate':>22} {'share of the limit':>24}"
     )
     for isa in options.isa:
         for precision in options.precisions:
@@ -131,21 +132,24 @@ def measure(isa: str, precision: str, name: str, rows: int, repeat: int) -> dict
     act = np.random.default_rng(1).standard_normal((rows, k), dtype=np.float32)
     check(matrix, isa, act)
 
-    work = 2.0 * rows * n * k if rows > 1 else float(n * k * _BYTES[precision])
-    memory = np.ones(256 * 2**20 // 4 if rows == 1 else 64, np.float32)
+    operations, size = 2.0 * rows * n * k, float(n * k * _BYTES[precision])
+    work = size if rows == 1 else operations
+    memory = np.ones(256 * 2**20 // 4, np.float32) if rows <= _DECODE_ROWS else None
 
-    def peak() -> float:
-        if rows == 1:
-            return _core.testing.probe_read(isa, 1, memory)
-        return _core.testing.probe_peak(isa, precision, 1, 2_000_000)
+    def limit() -> float:
+        """Seconds that the slower of memory and arithmetic needs."""
+        arithmetic = operations / _core.testing.probe_peak(isa, precision, 1, 100_000)
+        if memory is None:
+            return arithmetic
+        return max(arithmetic, size / _core.testing.probe_read(isa, 1, memory))
 
     calls = max(1, int(_SECONDS / matrix.seconds(isa, act, len(matrix.packed))))
     rates, shares = [], []
     for _ in range(repeat):
-        before = peak()
+        before = limit()
         seconds = matrix.seconds(isa, act, calls)
         rates.append(work / seconds)
-        shares.append(work / seconds / ((before + peak()) / 2))
+        shares.append((before + limit()) / 2 / seconds)
     spread = {"rate": Spread.of(rates), "share": Spread.of(shares)}
     return {
         "isa": isa,

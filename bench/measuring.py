@@ -11,7 +11,7 @@ import numpy as np
 
 from gptx import _core
 
-_TRIAL_STEPS = 500_000
+_TRIAL_STEPS = 25_000
 _SETTLE_SECONDS = 0.1  # threads of a peer that spin after their work would slow down a yardstick
 
 

@@ -282,7 +282,7 @@ double probe_peak(const std::string& isa, const std::string& precision, int thre
   const auto start = std::chrono::steady_clock::now();
   team.run([&](int rank) { sink[static_cast<size_t>(rank)] = matmul.probe(steps); });
   const double per_step =
-      2.0 * kPanel * static_cast<double>(cpu::inputs_per_line(chosen)) * cpu::kProbeChains;
+      2.0 * kPanel * static_cast<double>(cpu::inputs_per_line(chosen)) * cpu::kProbeLines;
   return per_step * static_cast<double>(steps) * team.size() / seconds_since(start);
 }
 

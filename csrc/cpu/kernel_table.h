@@ -59,8 +59,8 @@ struct LinearTask {
   bool add;
 };
 
-// Chains of 16 lanes in a probe of the arithmetic peak.
-inline constexpr int kProbeChains = 6;
+// Lines that a step of a probe of the arithmetic peak multiplies.
+inline constexpr int kProbeLines = 120;
 
 // The matmul of one precision.
 struct MatmulKernels {
@@ -68,7 +68,7 @@ struct MatmulKernels {
   RowScale (*operand)(std::byte* out, const float* x, size_t n) noexcept;
   // The columns of panels [panel_begin, panel_end).
   void (*linear)(const LinearTask& task, size_t panel_begin, size_t panel_end) noexcept;
-  // The yardstick: `steps` times the multiply-add of one line with each of kProbeChains accumulators.
+  // The yardstick: `steps` times the multiply-adds of kProbeLines lines by one row, in registers.
   float (*probe)(size_t steps) noexcept;
 };
 

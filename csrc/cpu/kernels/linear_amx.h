@@ -207,7 +207,7 @@ inline void linear_amx(const LinearTask& t, size_t panel_begin, size_t panel_end
   _tile_release();
 }
 
-// As probe: a step is kProbeChains lines by one row; a product of two tiles is 16 lines by 16 rows of one plane.
+// As probe: a step is kProbeLines lines by one row; a product of two tiles is 16 lines by 16 rows of one plane.
 template <class P>
 inline float probe_amx(size_t steps) noexcept {
   alignas(64) const std::byte zeros[kAmxRows * kLineBytes] = {};
@@ -216,7 +216,7 @@ inline float probe_amx(size_t steps) noexcept {
   written(zeros);
   _tile_loadd(4, zeros, kAmxBytes);
   _tile_loadd(6, zeros, kLineBytes);
-  for (size_t lines = 0; lines < steps * kProbeChains * P::kPlanes; lines += 4 * kAmxRows * kAmxRows) {
+  for (size_t lines = 0; lines < steps * kProbeLines * P::kPlanes; lines += 4 * kAmxRows * kAmxRows) {
     _tile_dpbusd(0, 4, 6);
     _tile_dpbusd(1, 4, 6);
     _tile_dpbusd(2, 4, 6);

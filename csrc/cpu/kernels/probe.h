@@ -6,36 +6,48 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
-// `steps` times the multiply-adds of one line in each of kProbeChains accumulators: enough to hide
-// their latency, few enough for the registers. The result keeps them alive.
+// `steps` times the multiply-adds of kProbeLines lines: those of a whole tile, over and over on the same
+// operands. The result keeps the sums alive.
 template <class P>
 [[gnu::flatten]] inline float probe(size_t steps) noexcept {
-  alignas(64) std::byte bytes[kLineBytes] = {};
-  typename P::Sum acc[kProbeChains];
-#pragma GCC unroll 16
-  for (int i = 0; i < kProbeChains; ++i) acc[i] = P::zero();
+  constexpr int kRows = kTileRows, kPanels = kTilePanels;
+  static_assert(kProbeLines % (kRows * kPanels) == 0);
+  alignas(64) std::byte lines[kPanels * kLineBytes] = {}, act[kRows * P::kGroupBytes] = {};
+  typename P::Sum acc[kRows][kPanels];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kPanels; ++j) acc[i][j] = P::zero();
+  }
   // To the compiler the bytes might be anything, and change: nothing is known of a product beforehand.
-  asm volatile("" : : "r"(bytes) : "memory");
-  const typename P::Factor b = P::weights(bytes, 0);
-  for (size_t s = 0; s < steps; ++s) {
+  asm volatile("" : : "r"(lines), "r"(act) : "memory");
+  typename P::Factor b[kPanels];
+#pragma GCC unroll 8
+  for (int j = 0; j < kPanels; ++j) b[j] = P::weights(lines + j * kLineBytes, 0);
+  for (size_t s = 0; s < steps * (kProbeLines / (kRows * kPanels)); ++s) {
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
-      asm volatile("" : : "r"(bytes) : "memory");
-#pragma GCC unroll 16
-      for (int i = 0; i < kProbeChains; ++i) {
-        acc[i] = P::multiply_add(acc[i], P::activation(bytes + 4 * i, part), b);
+      asm volatile("" : : "r"(act) : "memory");
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const typename P::Factor a = P::activation(act + i * P::kGroupBytes, part);
+#pragma GCC unroll 8
+        for (int j = 0; j < kPanels; ++j) acc[i][j] = P::multiply_add(acc[i][j], a, b[j]);
       }
     }
   }
-  const RowScale no_scale{};
-  alignas(64) const int32_t no_colsum[kPanel] = {};
-  struct {
+  const RowScale no_scale[kRows] = {};
+  alignas(64) const int32_t no_colsum[kPanels * kPanel] = {};
+  const struct {
     const RowScale* act_scale;
     const int32_t* colsum;
-  } const task{&no_scale, no_colsum};
-  F32x16 sum = P::value(acc[0], task, 0, 0);
-#pragma GCC unroll 16
-  for (int i = 1; i < kProbeChains; ++i) sum = sum + P::value(acc[i], task, 0, 0);
+  } task{no_scale, no_colsum};
+  F32x16 sum = broadcast(0.0f);
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kPanels; ++j) sum = sum + P::value(acc[i][j], task, i, j);
+  }
   return reduce_add(sum);
 }
 
