@@ -95,7 +95,7 @@ struct PanelCache {
     t.panels = block;
     t.panel_stride = lines * kLineBytes;
     t.lines = lines;
-    t.next = values(block);
+    t.fetch = {values(block), kLineBytes, lines, nullptr};
     matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
   }
 
@@ -112,7 +112,7 @@ struct PanelCache {
     shared.panels = values(block);
     shared.panel_stride = kValueBytes;
     shared.lines = visible / kG;
-    shared.next = shared.panels;
+    shared.fetch = {shared.panels, 0, shared.lines, nullptr};
     matmul<P, Into::kContinue>(shared, rows, s.width / kPanel);
     if (step == 0) return;
     for (size_t i = 0; i < rows; ++i) {
@@ -176,7 +176,7 @@ struct ByteCache {
       t.panels = block + k * kLineBytes;
       t.panel_stride = lines * kLineBytes;
       t.lines = lines - k < kChainLines ? lines - k : kChainLines;
-      t.next = block + kBlock * s.width;
+      t.fetch = {block + kBlock * s.width, kLineBytes, lines, nullptr};
       if (k == 0) {
         matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
       } else {
@@ -213,7 +213,7 @@ struct ByteCache {
     t.panels = block + kBlock * s.width;
     t.panel_stride = kBlock / kG * kLineBytes;
     t.lines = kBlock / kG;
-    t.next = t.panels;
+    t.fetch = {t.panels, 0, t.lines, nullptr};
     matmul<P, Into::kStore>(t, rows, s.width / kPanel);
     for (size_t i = 0; i < rows; ++i) {
       float* const out = s.gathered + i * s.width;

@@ -50,20 +50,34 @@ inline void finish(const LinearTask& t, const float* sums, size_t r, size_t rows
   }
 }
 
+// How far ahead of a tile memory is read, all its panels together.
+inline constexpr size_t kAheadLines = 96;
+
+// What tiles of `lines` lines fetch from line k on, for the panels that they have and the next ones. The passes over the same
+// panels share it, so that memory is read all the time: several fetch the next panels, a single one runs ahead of itself.
+inline Fetch fetch_ahead(const std::byte* panels, const std::byte* next, size_t lines, size_t k, size_t pass,
+                         size_t passes, size_t n_panels) {
+  if (passes > 1) {
+    const size_t step = kLineBytes / passes;
+    return {next + pass * lines / passes * kLineBytes + k * step, step, lines, next};
+  }
+  const size_t ahead = k + kAheadLines / n_panels;
+  if (ahead >= lines) return {next + (ahead - lines) * kLineBytes, kLineBytes, lines, next};
+  return {panels + ahead * kLineBytes, kLineBytes, lines - ahead, next};
+}
+
 template <class P>
 inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) noexcept {
   constexpr size_t kWidth = kMaxPanels * kPanel;
   constexpr size_t kChainLines = P::kChain / P::kInputs;
-  alignas(64) float sums[kTileRows * kWidth];
+  alignas(64) float sums[kMaxTileRows * kWidth];
   const size_t lines = round_up(t.depth, P::kInputs) / P::kInputs;
   const size_t panel_stride = lines * kLineBytes;
-  // The tiles of some panels share the fetching of the next ones, so that memory is read all the time.
-  const size_t height = t.rows == 0 ? 1 : tile_height(t.rows);
+  const size_t height = t.rows == 0 ? 1 : tile_shape(t.rows).rows;
   const size_t passes = (t.rows + height - 1) / height;
   for_each_tile(t.rows, panel_begin, panel_end, [&](size_t r, size_t rows, size_t p, size_t panels) {
-    const size_t next_step = kLineBytes / passes;
-    const std::byte* const next =
-        t.panels + (p + panels) * panel_stride + r / height * lines / panels * next_step;
+    const std::byte* const own = t.panels + p * panel_stride;
+    const std::byte* const next = own + panels * panel_stride;
     for (size_t k = 0; k < lines; k += kChainLines) {
       const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
       tiles[rows - 1][panels - 1](
@@ -71,11 +85,10 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
            .out_stride = kWidth,
            .act = t.act + r * t.act_stride + k * P::kGroupBytes,
            .act_stride = t.act_stride,
-           .panels = t.panels + p * panel_stride + k * kLineBytes,
+           .panels = own + k * kLineBytes,
            .panel_stride = panel_stride,
            .lines = lines - k < kChainLines ? lines - k : kChainLines,
-           .next = next + k / panels * next_step,
-           .next_step = next_step,
+           .fetch = fetch_ahead(own, next, lines, k, r / height, passes, panels),
            .act_scale = t.act_scale + r,
            .colsum = P::kInputs == 4 ? t.colsum + p * kPanel : nullptr});
     }

@@ -14,7 +14,7 @@ template <class P>
   static_assert(kProbeLines % (kRows * kPanels) == 0);
   alignas(64) std::byte lines[kPanels * kLineBytes] = {}, act[kRows * P::kGroupBytes] = {};
   typename P::Sum acc[kRows][kPanels];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kPanels; ++j) acc[i][j] = P::zero();
@@ -28,7 +28,7 @@ template <class P>
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
       asm volatile("" : : "r"(act) : "memory");
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const typename P::Factor a = P::activation(act + i * P::kGroupBytes, part);
 #pragma GCC unroll 8
@@ -43,7 +43,7 @@ template <class P>
     const int32_t* colsum;
   } task{no_scale, no_colsum};
   F32x16 sum = broadcast(0.0f);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < kPanels; ++j) sum = sum + P::value(acc[i][j], task, i, j);

@@ -14,6 +14,14 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
+// What a tile of few rows fetches while it multiplies: of each panel one line, or a part of one, for each of its own.
+struct Fetch {
+  const std::byte* at;    // of the first panel, for the first line
+  size_t step;            // bytes from line to line
+  size_t turn;            // the line from which on it goes on at `then`
+  const std::byte* then;
+};
+
 // Where the operands of one tile lie.
 struct TileTask {
   float* out;
@@ -23,8 +31,7 @@ struct TileTask {
   const std::byte* panels;
   size_t panel_stride;        // bytes
   size_t lines;
-  const std::byte* next;      // what a tile of few rows fetches of the panels that come afterwards,
-  size_t next_step;           // and how many bytes of each for one of its own lines
+  Fetch fetch;
   const RowScale* act_scale;  // of the rows of this tile, where the Product wants them
   const int32_t* colsum;      // of its columns, likewise
 };
@@ -36,22 +43,38 @@ enum class Into {
   kContinue,  // the chain goes on from out; float accumulators only
 };
 
-// Panels of a tile with this many rows: few rows leave registers for more columns.
-constexpr int tile_panels(int rows) {
-  if (rows == 1) return kRowPanels;
-  return rows <= kPairRows ? kPairPanels : kTilePanels;
+struct TileShape {
+  size_t rows, panels;
+};
+
+// The tiles that cover `rows` rows. Few rows are taken at once, so that weights are read once; of many each tile has about
+// the same: eight are 4 + 4, not 6 + 2.
+constexpr TileShape tile_shape(size_t rows) {
+  if (rows == 1) return {1, kRowPanels};
+  if (rows <= kLowRows) return {rows, kLowPanels};
+  if (rows <= kTallRows) return {rows, kTallPanels};
+  const size_t tiles = (rows + kTileRows - 1) / kTileRows;
+  return {(rows + tiles - 1) / tiles, kTilePanels};
 }
+
+inline constexpr int kMaxTileRows = kTallRows > kTileRows ? kTallRows : kTileRows;
 inline constexpr int kMaxPanels = kRowPanels;
 
-// Tiles of at most this many rows wait for memory rather than for arithmetic.
-inline constexpr int kFetchRows = 4;
+// The most panels of a tile of this many rows.
+constexpr int most_panels(int rows) {
+  const int alone = static_cast<int>(tile_shape(static_cast<size_t>(rows)).panels);
+  return rows <= kTileRows && alone < kTilePanels ? kTilePanels : alone;
+}
+
+// A full tile waits for arithmetic, all smaller ones for memory.
+constexpr bool fetches(int rows, int panels) { return rows * panels < kTileRows * kTilePanels; }
 
 // out[MR, NV * 16] <- act * panels. Flat: the compiler makes calls where a value is of several
 // registers, and a call in the loop costs them all.
 template <class P, int MR, int NV, Into kInto>
 [[gnu::flatten]] void tile(const TileTask& t) {
   typename P::Sum acc[MR][NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
@@ -64,10 +87,16 @@ template <class P, int MR, int NV, Into kInto>
   }
   const std::byte* act = t.act;
   const std::byte* line = t.panels;
+  [[maybe_unused]] const std::byte* fetch = t.fetch.at;
   for (size_t k = 0; k < t.lines; ++k, act += P::kGroupBytes, line += kLineBytes) {
-    if constexpr (MR <= kFetchRows) {
+    if constexpr (fetches(MR, NV)) {
       // The processor follows a stream only after a few misses, and does not see the next one.
-      __builtin_prefetch(t.next + k % NV * t.panel_stride + k / NV * t.next_step);
+      if (k == t.fetch.turn) fetch = t.fetch.then;
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        __builtin_prefetch(fetch + static_cast<size_t>(j) * t.panel_stride);
+      }
+      fetch += t.fetch.step;
     }
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
@@ -76,7 +105,7 @@ template <class P, int MR, int NV, Into kInto>
       for (int j = 0; j < NV; ++j) {
         b[j] = P::weights(line + static_cast<size_t>(j) * t.panel_stride, part);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         const typename P::Factor a =
             P::activation(act + static_cast<size_t>(i) * t.act_stride, part);
@@ -85,7 +114,7 @@ template <class P, int MR, int NV, Into kInto>
       }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
@@ -98,14 +127,14 @@ template <class P, int MR, int NV, Into kInto>
 
 template <class P, Into kInto, int MR, int NV>
 constexpr auto tile_or_null() -> void (*)(const TileTask&) {
-  if constexpr (NV <= tile_panels(MR)) return tile<P, MR, NV, kInto>;
+  if constexpr (NV <= most_panels(MR)) return tile<P, MR, NV, kInto>;
   return nullptr;
 }
 
 template <class P, Into kInto>
 struct Tiles {
   using Function = void (*)(const TileTask&);
-  Function at[kTileRows][kMaxPanels];
+  Function at[kMaxTileRows][kMaxPanels];
 
   template <int MR, int NV>
   static constexpr void fill(Tiles& tiles) {
@@ -115,7 +144,7 @@ struct Tiles {
   }
   static constexpr Tiles make() {
     Tiles tiles{};
-    fill<kTileRows, kMaxPanels>(tiles);
+    fill<kMaxTileRows, kMaxPanels>(tiles);
     return tiles;
   }
 };
@@ -123,18 +152,11 @@ struct Tiles {
 template <class P, Into kInto>
 inline constexpr Tiles<P, kInto> kTiles = Tiles<P, kInto>::make();
 
-// Rows of the tiles that cover `rows`, shared out evenly: eight are 4 + 4, not 6 + 2.
-constexpr size_t tile_height(size_t rows) {
-  const size_t tiles = (rows + kTileRows - 1) / kTileRows;
-  return (rows + tiles - 1) / tiles;
-}
-
 // Calls f(row, rows, panel, panels) for the tiles that cover rows x panels, panels outermost.
 template <class F>
 inline void for_each_tile(size_t rows, size_t panel_begin, size_t panel_end, F f) {
   if (rows == 0) return;
-  const size_t height = tile_height(rows);
-  const auto width = static_cast<size_t>(tile_panels(static_cast<int>(height)));
+  const auto [height, width] = tile_shape(rows);
   for (size_t p = panel_begin; p < panel_end; p += width) {
     const size_t panels = p + width <= panel_end ? width : panel_end - p;
     for (size_t r = 0; r < rows; r += height) {

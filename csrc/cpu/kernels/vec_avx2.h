@@ -12,9 +12,11 @@ namespace {
 inline constexpr size_t kLanes = 16;
 inline constexpr int kTileRows = 6;  // 12 accumulators, 2 weights, 1 activation: 15 of 16 registers
 inline constexpr int kTilePanels = 1;
+inline constexpr int kTallRows = 6;
+inline constexpr int kTallPanels = 1;
+inline constexpr int kLowRows = 2;
+inline constexpr int kLowPanels = 2;
 inline constexpr int kRowPanels = 4;
-inline constexpr int kPairRows = 2;
-inline constexpr int kPairPanels = 2;
 
 struct F32x16 {
   __m256 lo, hi;

@@ -12,9 +12,11 @@ namespace {
 inline constexpr size_t kLanes = 16;
 inline constexpr int kTileRows = 6;  // 24 accumulators, 4 weights, 1 activation: 29 of 32 registers
 inline constexpr int kTilePanels = 4;
+inline constexpr int kTallRows = 12;  // 24 accumulators, 2 weights, 1 activation: 27 of 32
+inline constexpr int kTallPanels = 2;
+inline constexpr int kLowRows = 5;
+inline constexpr int kLowPanels = 4;
 inline constexpr int kRowPanels = 4;
-inline constexpr int kPairRows = 1;
-inline constexpr int kPairPanels = 4;
 
 struct F32x16 {
   __m512 v;

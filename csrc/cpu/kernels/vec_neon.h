@@ -12,9 +12,11 @@ namespace {
 inline constexpr size_t kLanes = 16;
 inline constexpr int kTileRows = 5;  // 20 accumulators, 8 for weights, 1 activation: 29 of 32
 inline constexpr int kTilePanels = 1;
+inline constexpr int kTallRows = 5;
+inline constexpr int kTallPanels = 1;
+inline constexpr int kLowRows = 1;
+inline constexpr int kLowPanels = 2;
 inline constexpr int kRowPanels = 2;
-inline constexpr int kPairRows = 1;
-inline constexpr int kPairPanels = 1;
 
 struct F32x16 {
   float32x4_t v[4];

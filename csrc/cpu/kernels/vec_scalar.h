@@ -10,11 +10,15 @@ namespace gptx::cpu::GPTX_ISA {
 namespace {
 
 inline constexpr size_t kLanes = 16;
-inline constexpr int kTileRows = 2;    // register tile of the matmul: rows ...
-inline constexpr int kTilePanels = 1;  // ... by panels of 16 columns
-inline constexpr int kRowPanels = 1;   // panels of a tile of one row ...
-inline constexpr int kPairRows = 1;    // ... and of one with up to this many rows
-inline constexpr int kPairPanels = 1;
+// Register tiles of the matmul, rows by panels of 16 columns: the tile for many rows, and those that take all rows at
+// once, if they are at most kTallRows, at most kLowRows, or a single one.
+inline constexpr int kTileRows = 2;
+inline constexpr int kTilePanels = 1;
+inline constexpr int kTallRows = 2;
+inline constexpr int kTallPanels = 1;
+inline constexpr int kLowRows = 1;
+inline constexpr int kLowPanels = 1;
+inline constexpr int kRowPanels = 1;
 
 struct F32x16 {
   float lane[kLanes];
