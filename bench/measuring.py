@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +29,14 @@ class Yardsticks:
         self._isa = _core.usable_isas()[0]
         self._threads = threads
         self._arithmetic = arithmetic
-        self._seconds = 0.005 if quick else 0.05
+        seconds = 0.005 if quick else 0.05
         # Written, hence really there; far larger than any cache.
         self._buffer = np.ones((64 if quick else 512) * 2**20 // 4, dtype=np.float32)
         self._steps = _TRIAL_STEPS
         trial = seconds_of(self.peak) - _SETTLE_SECONDS
-        self._steps = max(_TRIAL_STEPS, int(_TRIAL_STEPS * self._seconds / trial))
+        self._steps = max(_TRIAL_STEPS, int(_TRIAL_STEPS * seconds / trial))
+        self._reads = 1
+        self._reads = math.ceil(seconds * self.read() / self._buffer.nbytes)
 
     def peak(self) -> float:
         """Operations/s of the multiply-adds in registers, each of which is two."""
@@ -43,12 +46,7 @@ class Yardsticks:
     def read(self) -> float:
         """Bytes/s of reading memory in order, each thread its own part."""
         time.sleep(_SETTLE_SECONDS)
-        spent = size = 0.0
-        while spent < self._seconds:
-            rate = _core.testing.probe_read(self._isa, self._threads, self._buffer)
-            spent += self._buffer.nbytes / rate
-            size += self._buffer.nbytes
-        return size / spent
+        return _core.testing.probe_read(self._isa, self._threads, self._buffer, self._reads)
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -279,27 +279,35 @@ double probe_peak(const std::string& isa, const std::string& precision, int thre
   ThreadTeam team(threads);
   std::vector<float> sink(static_cast<size_t>(threads));
   const py::gil_scoped_release released;
+  const auto run = [&](size_t n) {
+    team.run([&](int rank) { sink[static_cast<size_t>(rank)] = matmul.probe(n); });
+  };
+  run(steps / 8);  // until the new threads have processors of their own
   const auto start = std::chrono::steady_clock::now();
-  team.run([&](int rank) { sink[static_cast<size_t>(rank)] = matmul.probe(steps); });
+  run(steps);
   const double per_step =
       2.0 * kPanel * static_cast<double>(cpu::inputs_per_line(chosen)) * cpu::kProbeLines;
   return per_step * static_cast<double>(steps) * team.size() / seconds_since(start);
 }
 
-// Bytes/s of reading the array once, each thread its own part.
-double probe_read(const std::string& isa, int threads, const Array& data) {
+// Bytes/s of reading the array `times` times, each thread its own part.
+double probe_read(const std::string& isa, int threads, const Array& data, int times) {
   const cpu::KernelTable& table = kernels(isa);
   ThreadTeam team(threads);
   const size_t part = static_cast<size_t>(data.size()) / static_cast<size_t>(threads) / 64 * 64;
   const float* const begin = data.data();
   std::vector<float> sink(static_cast<size_t>(threads));
   const py::gil_scoped_release released;
+  const auto read = [&](size_t n) {
+    team.run([&](int rank) {
+      const auto r = static_cast<size_t>(rank);
+      sink[r] = table.probe_read(begin + r * part, n);
+    });
+  };
+  read(part / 256 * 64);  // until the new threads have processors of their own
   const auto start = std::chrono::steady_clock::now();
-  team.run([&](int rank) {
-    const auto r = static_cast<size_t>(rank);
-    sink[r] = table.probe_read(begin + r * part, part);
-  });
-  return static_cast<double>(part * sizeof(float)) * team.size() / seconds_since(start);
+  for (int i = 0; i < times; ++i) read(part);
+  return static_cast<double>(part * sizeof(float)) * team.size() * times / seconds_since(start);
 }
 
 }  // namespace
@@ -327,7 +335,8 @@ void init_testing(py::module_& m) {
   m.def("philox", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("probe_peak", &probe_peak, py::arg("isa"), py::arg("precision"), py::arg("threads"),
         py::arg("steps"));
-  m.def("probe_read", &probe_read, py::arg("isa"), py::arg("threads"), py::arg("data"));
+  m.def("probe_read", &probe_read, py::arg("isa"), py::arg("threads"), py::arg("data"),
+        py::arg("times") = 1);
   m.def("team_counts", &team_counts, py::arg("threads"), py::arg("n"), py::arg("rounds"));
 }
 

@@ -220,9 +220,11 @@ void CpuBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& n
       project_head(some, c_attn, layer, head, part, qkv, batch);
     }
   });
+  // A head's queries, keys and values are in the caches of the worker that made them.
   device_.team.for_each(rank_, queries.size() * heads, [&](size_t item) {
     // Late positions see the most: they go first, so that no long piece is left for the end.
-    attend(y, qkv, layer, scale, queries[queries.size() - 1 - item / heads], item % heads);
+    const size_t query = queries.size() - 1 - item % queries.size();
+    attend(y, qkv, layer, scale, queries[query], item / queries.size());
   });
 }
 

@@ -24,32 +24,6 @@ struct SoftmaxRow {
   float sum;
 };
 
-// Turns one row of scores into exp(score - maximum) over its n visible positions, rounded as the Cache
-// multiplies them, zero beyond, and rescales what the row has gathered so far.
-template <class Cache>
-inline void softmax_step(SoftmaxRow& row, float* scores, size_t n, float* out, size_t width) {
-  const F32x16 hidden = broadcast(-__builtin_inff());
-  F32x16 top = hidden;
-  for (size_t i = 0; i < kBlock; i += kLanes) {
-    top = max(first_lanes(load(scores + i), hidden, n > i ? n - i : 0), top);
-  }
-  const float block_maximum = reduce_max(top);
-  const float maximum = row.maximum > block_maximum ? row.maximum : block_maximum;
-  const F32x16 shift = broadcast(maximum);
-  const F32x16 rescale = exp(broadcast(row.maximum) - shift);
-
-  F32x16 sum = broadcast(0.0f);
-  for (size_t i = 0; i < kBlock; i += kLanes) {
-    const F32x16 p = Cache::round(exp(load(scores + i) - shift));
-    const F32x16 visible = first_lanes(p, broadcast(0.0f), n > i ? n - i : 0);
-    store(scores + i, visible);
-    sum = sum + visible;
-  }
-  row.sum = __builtin_fmaf(row.sum, first_lane(rescale), reduce_add(sum));
-  row.maximum = maximum;
-  for (size_t i = 0; i < width; i += kLanes) store(out + i, load(out + i) * rescale);
-}
-
 // The parts of the scratch memory, and the shape of the head.
 struct AttentionScratch {
   explicit AttentionScratch(const AttentionTask& t)
@@ -70,6 +44,36 @@ struct AttentionScratch {
   std::byte* weights;  // [kGroup, 64] as operands
 };
 
+// Turns row i of the scores into weights exp(score - maximum) over its n visible positions, zero beyond, and rescales what
+// the row has gathered so far.
+template <class Cache>
+inline void softmax_step(const Cache& cache, SoftmaxRow& row, size_t i, size_t n) {
+  const AttentionScratch& s = cache.s;
+  const float* const scores = s.scores + i * kBlock;
+  const F32x16 hidden = broadcast(-__builtin_inff());
+  F32x16 top = hidden;
+  for (size_t j = 0; j < kBlock; j += kLanes) {
+    top = max(first_lanes(load(scores + j), hidden, n > j ? n - j : 0), top);
+  }
+  const float block_maximum = reduce_max(top);
+  const float maximum = row.maximum > block_maximum ? row.maximum : block_maximum;
+  const F32x16 shift = broadcast(maximum);
+
+  F32x16 sum = broadcast(0.0f);
+  for (size_t j = 0; j < kBlock; j += kLanes) {
+    const F32x16 p = Cache::round(exp(load(scores + j) - shift));
+    const F32x16 visible = first_lanes(p, broadcast(0.0f), n > j ? n - j : 0);
+    cache.weigh(i, j, visible);
+    sum = sum + visible;
+  }
+  const F32x16 rescale = exp(broadcast(row.maximum) - shift);
+  row.sum = __builtin_fmaf(row.sum, first_lane(rescale), reduce_add(sum));
+  if (maximum == row.maximum) return;  // the factor is 1
+  row.maximum = maximum;
+  float* const out = s.gathered + i * s.width;
+  for (size_t d = 0; d < s.width; d += kLanes) store(out + d, load(out + d) * rescale);
+}
+
 // float32 or bfloat16 panels.
 template <class P>
 struct PanelCache {
@@ -78,6 +82,10 @@ struct PanelCache {
   static constexpr size_t kValueBytes = kBlock / kG * kLineBytes;  // of one panel of V
 
   static F32x16 round(F32x16 p) { return P::round(p); }
+
+  void weigh(size_t row, size_t j, F32x16 weights) const {
+    P::put(s.weights + row * kWeightBytes, j, weights);
+  }
 
   size_t query_bytes() const { return s.width / kG * P::kGroupBytes; }
 
@@ -101,9 +109,6 @@ struct PanelCache {
 
   // Of the block's positions row i sees visible + i * step; hidden ones are never multiplied.
   void gather(const std::byte* block, size_t rows, size_t visible, size_t step) const {
-    for (size_t i = 0; i < rows; ++i) {
-      P::operand(s.weights + i * kWeightBytes, s.scores + i * kBlock, kBlock);
-    }
     TileTask shared{};
     shared.out = s.gathered;
     shared.out_stride = s.width;
@@ -157,6 +162,10 @@ struct ByteCache {
   static constexpr size_t kWeightBytes = kBlock / kG * P::kGroupBytes;
 
   static F32x16 round(F32x16 p) { return p; }
+
+  void weigh(size_t row, size_t j, F32x16 weights) const {
+    store(s.scores + row * kBlock + j, weights);
+  }
 
   size_t query_bytes() const { return s.width / kG * P::kGroupBytes; }
 
@@ -250,6 +259,13 @@ inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
     for (size_t d = 0; d < width; d += kLanes) store(gathered + d, broadcast(0.0f));
   }
 
+  // The queries of the next rows come while these meet the blocks.
+  const size_t after = t.rows - first - rows;
+  for (size_t i = 0; i < (after < kGroup ? after : kGroup); ++i) {
+    const float* const source = t.query + (first + rows + i) * t.query_stride;
+    for (size_t d = 0; d < width; d += kLanes) __builtin_prefetch(source + d);
+  }
+
   const size_t position = t.position + first;
   const size_t last_block = position / kBlock;
   for (size_t b = 0; b <= last_block; ++b) {
@@ -258,8 +274,7 @@ inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
     const size_t visible = b < last_block ? kBlock : position % kBlock + 1;
     const size_t step = b < last_block ? 0 : 1;
     for (size_t i = 0; i < rows; ++i) {
-      softmax_step<Cache>(state[i], s.scores + i * kBlock, visible + i * step,
-                          s.gathered + i * width, width);
+      softmax_step(cache, state[i], i, visible + i * step);
     }
     cache.gather(t.blocks[b], rows, visible, step);
   }

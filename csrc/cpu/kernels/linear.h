@@ -66,34 +66,48 @@ inline Fetch fetch_ahead(const std::byte* panels, const std::byte* next, size_t 
   return {panels + ahead * kLineBytes, kLineBytes, lines - ahead, next};
 }
 
+// Brings what `finish` will write into the first cache while the tiles multiply.
+inline void fetch_outputs(const LinearTask& t, size_t r, size_t rows, size_t p, size_t panels) {
+  for (size_t i = 0; i < rows; ++i) {
+    const float* const out = t.out + (r + i) * t.out_stride + p * kPanel;
+    for (size_t j = 0; j < panels; ++j) __builtin_prefetch(out + j * kPanel, 1);
+  }
+}
+
 template <class P>
 inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) noexcept {
+  if (t.rows == 0) return;
   constexpr size_t kWidth = kMaxPanels * kPanel;
   constexpr size_t kChainLines = P::kChain / P::kInputs;
   alignas(64) float sums[kMaxTileRows * kWidth];
   const size_t lines = round_up(t.depth, P::kInputs) / P::kInputs;
   const size_t panel_stride = lines * kLineBytes;
-  const size_t height = t.rows == 0 ? 1 : tile_shape(t.rows).rows;
+  const auto [height, width] = tile_shape(t.rows);
   const size_t passes = (t.rows + height - 1) / height;
-  for_each_tile(t.rows, panel_begin, panel_end, [&](size_t r, size_t rows, size_t p, size_t panels) {
+  for (size_t p = panel_begin; p < panel_end; p += width) {
+    const size_t panels = p + width <= panel_end ? width : panel_end - p;
     const std::byte* const own = t.panels + p * panel_stride;
     const std::byte* const next = own + panels * panel_stride;
-    for (size_t k = 0; k < lines; k += kChainLines) {
-      const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
-      tiles[rows - 1][panels - 1](
-          {.out = sums,
-           .out_stride = kWidth,
-           .act = t.act + r * t.act_stride + k * P::kGroupBytes,
-           .act_stride = t.act_stride,
-           .panels = own + k * kLineBytes,
-           .panel_stride = panel_stride,
-           .lines = lines - k < kChainLines ? lines - k : kChainLines,
-           .fetch = fetch_ahead(own, next, lines, k, r / height, passes, panels),
-           .act_scale = t.act_scale + r,
-           .colsum = P::kInputs == 4 ? t.colsum + p * kPanel : nullptr});
+    for (size_t r = 0; r < t.rows; r += height) {
+      const size_t rows = r + height <= t.rows ? height : t.rows - r;
+      fetch_outputs(t, r, rows, p, panels);
+      for (size_t k = 0; k < lines; k += kChainLines) {
+        const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
+        tiles[rows - 1][panels - 1](
+            {.out = sums,
+             .out_stride = kWidth,
+             .act = t.act + r * t.act_stride + k * P::kGroupBytes,
+             .act_stride = t.act_stride,
+             .panels = own + k * kLineBytes,
+             .panel_stride = panel_stride,
+             .lines = lines - k < kChainLines ? lines - k : kChainLines,
+             .fetch = fetch_ahead(own, next, lines, k, r / height, passes, panels),
+             .act_scale = t.act_scale + r,
+             .colsum = P::kInputs == 4 ? t.colsum + p * kPanel : nullptr});
+      }
+      finish<P, kWidth>(t, sums, r, rows, p, panels);
     }
-    finish<P, kWidth>(t, sums, r, rows, p, panels);
-  });
+  }
 }
 
 }  // namespace

@@ -17,10 +17,11 @@ struct BF16DotProduct : FloatSums {
   static Factor activation(const std::byte* p, int) { return broadcast_bf16(p); }
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return dot_bf16(sum, a, b); }
   static F32x16 round(F32x16 x) { return round_bf16(x); }
+  static void put(std::byte* out, size_t i, F32x16 rounded) { store_bf16(out + 2 * i, rounded); }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {
     for_each_vector(n, [&](size_t i, size_t lanes) {
-      store_bf16(out + 2 * i, round_bf16(load_first(x + i, lanes)));
+      put(out, i, round(load_first(x + i, lanes)));
     });
     return {1.0f, 0};
   }

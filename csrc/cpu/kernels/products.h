@@ -6,6 +6,8 @@
 //   kChain          inputs of one chain; the chains' results are added in float32, in order
 //   value           the sum as float32
 //   operand         writes a row of floats as the activations it wants, whole vectors, zeros at the end
+// and where its sums are float32
+//   round, put      the same for one vector, from input i on
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -43,11 +45,10 @@ struct F32Product : FloatSums {
   static Factor activation(const std::byte* p, int) { return broadcast(*as_floats(p)); }
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return fma(a, b, sum); }
   static F32x16 round(F32x16 x) { return x; }
+  static void put(std::byte* out, size_t i, F32x16 rounded) { store(as_floats(out) + i, rounded); }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {
-    for_each_vector(n, [&](size_t i, size_t lanes) {
-      store(as_floats(out) + i, load_first(x + i, lanes));
-    });
+    for_each_vector(n, [&](size_t i, size_t lanes) { put(out, i, load_first(x + i, lanes)); });
     return {1.0f, 0};
   }
 };
@@ -69,10 +70,13 @@ struct BF16Product : FloatSums {
   }
   static Sum multiply_add(Sum sum, Factor a, Factor b) { return fma(a, b, sum); }
   static F32x16 round(F32x16 x) { return round_bf16(x); }
+  static void put(std::byte* out, size_t i, F32x16 rounded) {
+    store(as_floats(out) + i, swap_neighbours(rounded));
+  }
 
   static RowScale operand(std::byte* out, const float* x, size_t n) noexcept {
     for_each_vector(n, [&](size_t i, size_t lanes) {
-      store(as_floats(out) + i, swap_neighbours(round_bf16(load_first(x + i, lanes))));
+      put(out, i, round(load_first(x + i, lanes)));
     });
     return {1.0f, 0};
   }

@@ -47,14 +47,20 @@ struct TileShape {
   size_t rows, panels;
 };
 
-// The tiles that cover `rows` rows. Few rows are taken at once, so that weights are read once; of many each tile has about
-// the same: eight are 4 + 4, not 6 + 2.
+// The tiles of `rows` rows whose panels come from memory. Few rows are taken at once, so that they are read once; of many
+// each tile has about the same: eight are 4 + 4, not 6 + 2.
 constexpr TileShape tile_shape(size_t rows) {
   if (rows == 1) return {1, kRowPanels};
   if (rows <= kLowRows) return {rows, kLowPanels};
   if (rows <= kTallRows) return {rows, kTallPanels};
   const size_t tiles = (rows + kTileRows - 1) / kTileRows;
   return {(rows + tiles - 1) / tiles, kTilePanels};
+}
+
+// The panels of a tile of up to kTileRows rows whose panels are in a cache.
+constexpr size_t cached_tile_panels(size_t rows) {
+  if (rows == 1) return kRowPanels;
+  return rows <= kLowRows ? kLowPanels : kTilePanels;
 }
 
 inline constexpr int kMaxTileRows = kTallRows > kTileRows ? kTallRows : kTileRows;
@@ -152,29 +158,16 @@ struct Tiles {
 template <class P, Into kInto>
 inline constexpr Tiles<P, kInto> kTiles = Tiles<P, kInto>::make();
 
-// Calls f(row, rows, panel, panels) for the tiles that cover rows x panels, panels outermost.
-template <class F>
-inline void for_each_tile(size_t rows, size_t panel_begin, size_t panel_end, F f) {
-  if (rows == 0) return;
-  const auto [height, width] = tile_shape(rows);
-  for (size_t p = panel_begin; p < panel_end; p += width) {
-    const size_t panels = p + width <= panel_end ? width : panel_end - p;
-    for (size_t r = 0; r < rows; r += height) {
-      f(r, r + height <= rows ? height : rows - r, p, panels);
-    }
-  }
-}
-
-// out[rows, panels * 16] <- act * panels, in one chain and without an epilogue.
+// out[rows, panels * 16] <- act * panels for up to kTileRows rows, in one chain and without an epilogue.
 template <class P, Into kInto>
 inline void matmul(const TileTask& t, size_t rows, size_t panels) {
-  for_each_tile(rows, 0, panels, [&](size_t r, size_t n_rows, size_t p, size_t n_panels) {
+  const size_t width = cached_tile_panels(rows);
+  for (size_t p = 0; p < panels; p += width) {
     TileTask part = t;
-    part.out += r * t.out_stride + p * kPanel;
-    part.act += r * t.act_stride;
+    part.out += p * kPanel;
     part.panels += p * t.panel_stride;
-    kTiles<P, kInto>.at[n_rows - 1][n_panels - 1](part);
-  });
+    kTiles<P, kInto>.at[rows - 1][(panels - p < width ? panels - p : width) - 1](part);
+  }
 }
 
 }  // namespace
