@@ -173,7 +173,7 @@ void CpuBackend::project_head(const LinearTask& task, const Linear& c_attn, size
 }
 
 void CpuBackend::attend(Rows& y, const Rows& qkv, size_t layer, float scale, const Query& query,
-                        size_t head) {
+                        size_t head, const std::byte* next) {
   for (size_t b = 0; b <= query.position / kBlock; ++b) {
     worker_.blocks[b] = kv_address(query, layer, head, b);
   }
@@ -183,6 +183,7 @@ void CpuBackend::attend(Rows& y, const Rows& qkv, size_t layer, float scale, con
        .query = qkv.row(query.row) + kParts * head * device_.head_width_,
        .query_stride = qkv.stride,
        .blocks = worker_.blocks.data(),
+       .next = next,
        .position = query.position,
        .rows = query.rows,
        .head_size = device_.head_size_,
@@ -202,7 +203,11 @@ void CpuBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& n
       for (const size_t part : {kQuery, kKey, kValue}) {
         project_head(all, c_attn, layer, head, part, qkv, batch);
       }
-      for (const Query& query : queries) attend(y, qkv, layer, scale, query, head);
+      for (size_t i = 0; i < queries.size(); ++i) {
+        const bool last = i + 1 == queries.size();
+        const std::byte* const next = kv_address(queries[last ? 0 : i + 1], layer, head + last, 0);
+        attend(y, qkv, layer, scale, queries[i], head, next);
+      }
     });
     return;
   }

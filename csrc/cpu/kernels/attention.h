@@ -107,8 +107,9 @@ struct PanelCache {
     matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
   }
 
-  // Of the block's positions row i sees visible + i * step; hidden ones are never multiplied.
-  void gather(const std::byte* block, size_t rows, size_t visible, size_t step) const {
+  // Of the block's positions row i sees visible + i * step; hidden ones are never multiplied. Fetches the next block.
+  void gather(const std::byte* block, size_t rows, size_t visible, size_t step,
+              const std::byte* next) const {
     TileTask shared{};
     shared.out = s.gathered;
     shared.out_stride = s.width;
@@ -117,7 +118,7 @@ struct PanelCache {
     shared.panels = values(block);
     shared.panel_stride = kValueBytes;
     shared.lines = visible / kG;
-    shared.fetch = {shared.panels, 0, shared.lines, nullptr};
+    shared.fetch = {next, kLineBytes, shared.lines, nullptr};
     matmul<P, Into::kContinue>(shared, rows, s.width / kPanel);
     if (step == 0) return;
     for (size_t i = 0; i < rows; ++i) {
@@ -201,7 +202,8 @@ struct ByteCache {
     }
   }
 
-  void gather(const std::byte* block, size_t rows, size_t visible, size_t step) const {
+  void gather(const std::byte* block, size_t rows, size_t visible, size_t step,
+              const std::byte* next) const {
     const float* const scale = scales(block) + kBlock;
     float weight_scale[kGroup];
     for (size_t i = 0; i < rows; ++i) {
@@ -222,7 +224,7 @@ struct ByteCache {
     t.panels = block + kBlock * s.width;
     t.panel_stride = kBlock / kG * kLineBytes;
     t.lines = kBlock / kG;
-    t.fetch = {t.panels, 0, t.lines, nullptr};
+    t.fetch = {next, kLineBytes, t.lines, nullptr};
     matmul<P, Into::kStore>(t, rows, s.width / kPanel);
     for (size_t i = 0; i < rows; ++i) {
       float* const out = s.gathered + i * s.width;
@@ -276,7 +278,7 @@ inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
     for (size_t i = 0; i < rows; ++i) {
       softmax_step(cache, state[i], i, visible + i * step);
     }
-    cache.gather(t.blocks[b], rows, visible, step);
+    cache.gather(t.blocks[b], rows, visible, step, b < last_block ? t.blocks[b + 1] : t.next);
   }
 
   for (size_t i = 0; i < rows; ++i) {
