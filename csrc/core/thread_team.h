@@ -31,18 +31,21 @@ class ThreadTeam {
 
   // Calls f(i) once for each i in [0, n), spread over the members, then waits for all of them. Every
   // member must call it with the same n. A member works through its own contiguous range, the same
-  // for the same n, then helps the others.
+  // for the same n, taking half of what is left at a time, then helps the others, a piece at a time.
   template <class F>
   void for_each(int rank, size_t n, F&& f) noexcept {
     for (int turn = 0; turn < size_; ++turn) {
       const int owner = (rank + turn) % size_;
       const size_t begin = n * static_cast<size_t>(owner) / static_cast<size_t>(size_);
       const size_t end = n * (static_cast<size_t>(owner) + 1) / static_cast<size_t>(size_);
-      std::atomic<size_t>& taken = cursors_[static_cast<size_t>(owner)].taken;
-      while (begin + taken.load(std::memory_order_relaxed) < end) {
-        const size_t i = begin + taken.fetch_add(1, std::memory_order_relaxed);
-        if (i >= end || stopped(rank)) break;
-        f(i);
+      std::atomic<size_t>& next = cursors_[static_cast<size_t>(owner)].taken;
+      size_t taken = next.load(std::memory_order_relaxed);
+      while (begin + taken < end && !stopped(rank)) {
+        const size_t left = end - begin - taken;
+        const size_t share = owner == rank ? (left + 1) / 2 : 1;
+        if (!next.compare_exchange_weak(taken, taken + share, std::memory_order_relaxed)) continue;
+        for (size_t i = begin + taken; i < begin + taken + share; ++i) f(i);
+        taken = next.load(std::memory_order_relaxed);
       }
     }
     barrier();

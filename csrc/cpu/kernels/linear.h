@@ -66,11 +66,16 @@ inline Fetch fetch_ahead(const std::byte* panels, const std::byte* next, size_t 
   return {panels + ahead * kLineBytes, kLineBytes, lines - ahead, next};
 }
 
-// Brings what `finish` will write into the first cache while the tiles multiply.
-inline void fetch_outputs(const LinearTask& t, size_t r, size_t rows, size_t p, size_t panels) {
-  for (size_t i = 0; i < rows; ++i) {
-    const float* const out = t.out + (r + i) * t.out_stride + p * kPanel;
-    for (size_t j = 0; j < panels; ++j) __builtin_prefetch(out + j * kPanel, 1);
+// Brings what `finish` reads and writes into the first cache while the tiles multiply.
+template <class P>
+inline void fetch_epilogue(const LinearTask& t, size_t r, size_t rows, size_t p, size_t panels) {
+  for (size_t c = p * kPanel; c < (p + panels) * kPanel; c += kPanel) {
+    __builtin_prefetch(t.bias + c);
+    if constexpr (P::kInputs == 4) {
+      __builtin_prefetch(t.scale + c);
+      __builtin_prefetch(t.colsum + c);
+    }
+    for (size_t i = 0; i < rows; ++i) __builtin_prefetch(t.out + (r + i) * t.out_stride + c, 1);
   }
 }
 
@@ -90,7 +95,7 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
     const std::byte* const next = own + panels * panel_stride;
     for (size_t r = 0; r < t.rows; r += height) {
       const size_t rows = r + height <= t.rows ? height : t.rows - r;
-      fetch_outputs(t, r, rows, p, panels);
+      fetch_epilogue<P>(t, r, rows, p, panels);
       for (size_t k = 0; k < lines; k += kChainLines) {
         const auto& tiles = k == 0 ? kTiles<P, Into::kStore>.at : kTiles<P, Into::kAdd>.at;
         tiles[rows - 1][panels - 1](
