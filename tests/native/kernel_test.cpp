@@ -272,7 +272,7 @@ void run_linear(const KernelTable& table, const Matrix& m, const Operands& act, 
 }
 
 void compare_linear(Precision precision, size_t depth) {
-  constexpr size_t kRows[] = {1, 2, 3, 5, 6, 7, 8, 13, 33};
+  constexpr size_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 33};  // every height of a tile, and several tiles
   constexpr size_t kColumns[] = {16, 48, 80, 144};
   constexpr size_t kMostRows = kRows[std::size(kRows) - 1];
   const Matrix matrix(precision, kColumns[std::size(kColumns) - 1], depth);

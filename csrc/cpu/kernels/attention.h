@@ -44,28 +44,31 @@ struct AttentionScratch {
   std::byte* weights;  // [kGroup, 64] as operands
 };
 
-// Turns row i of the scores into weights exp(score - maximum) over its n visible positions, zero beyond, and rescales what
-// the row has gathered so far.
+inline F32x16 visible(F32x16 v, F32x16 hidden, size_t lanes) {
+  return lanes == kLanes ? v : first_lanes(v, hidden, lanes);
+}
+
+// Turns row i of the scores into weights exp(score - maximum) over its n visible positions, zero to the end of the vector,
+// and rescales what the row has gathered so far.
 template <class Cache>
 inline void softmax_step(const Cache& cache, SoftmaxRow& row, size_t i, size_t n) {
   const AttentionScratch& s = cache.s;
   const float* const scores = s.scores + i * kBlock;
   const F32x16 hidden = broadcast(-__builtin_inff());
   F32x16 top = hidden;
-  for (size_t j = 0; j < kBlock; j += kLanes) {
-    top = max(first_lanes(load(scores + j), hidden, n > j ? n - j : 0), top);
-  }
+  for_each_vector(n, [&](size_t j, size_t lanes) {
+    top = max(visible(load(scores + j), hidden, lanes), top);
+  });
   const float block_maximum = reduce_max(top);
   const float maximum = row.maximum > block_maximum ? row.maximum : block_maximum;
   const F32x16 shift = broadcast(maximum);
 
   F32x16 sum = broadcast(0.0f);
-  for (size_t j = 0; j < kBlock; j += kLanes) {
-    const F32x16 p = Cache::round(exp(load(scores + j) - shift));
-    const F32x16 visible = first_lanes(p, broadcast(0.0f), n > j ? n - j : 0);
-    cache.weigh(i, j, visible);
-    sum = sum + visible;
-  }
+  for_each_vector(n, [&](size_t j, size_t lanes) {
+    const F32x16 p = visible(Cache::round(exp(load(scores + j) - shift)), broadcast(0.0f), lanes);
+    cache.weigh(i, j, p);
+    sum = sum + p;
+  });
   const F32x16 rescale = exp(broadcast(row.maximum) - shift);
   row.sum = __builtin_fmaf(row.sum, first_lane(rescale), reduce_add(sum));
   if (maximum == row.maximum) return;  // the factor is 1
@@ -93,7 +96,8 @@ struct PanelCache {
     P::operand(s.query + row * query_bytes(), scaled, s.width);
   }
 
-  void score(const std::byte* block, size_t rows) const {
+  // The scores of the first n positions of the block, to the end of a panel.
+  void score(const std::byte* block, size_t rows, size_t n) const {
     const size_t lines = round_up(s.head_size, kG) / kG;
     TileTask t{};
     t.out = s.scores;
@@ -104,48 +108,53 @@ struct PanelCache {
     t.panel_stride = lines * kLineBytes;
     t.lines = lines;
     t.fetch = {values(block), kLineBytes, lines, nullptr};
-    matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
+    matmul<P, Into::kStore>(t, rows, round_up(n, kPanel) / kPanel);
   }
 
-  // Of the block's positions row i sees visible + i * step; hidden ones are never multiplied. Fetches the next block.
-  void gather(const std::byte* block, size_t rows, size_t visible, size_t step,
+  // Of the block's positions row i sees seen + i * step; hidden ones are never multiplied. Fetches the next block.
+  void gather(const std::byte* block, size_t rows, size_t seen, size_t step,
               const std::byte* next) const {
-    TileTask shared{};
-    shared.out = s.gathered;
-    shared.out_stride = s.width;
-    shared.act = s.weights;
-    shared.act_stride = kWeightBytes;
-    shared.panels = values(block);
-    shared.panel_stride = kValueBytes;
-    shared.lines = visible / kG;
-    shared.fetch = {next, kLineBytes, shared.lines, nullptr};
-    matmul<P, Into::kContinue>(shared, rows, s.width / kPanel);
+    const size_t shared = seen / kG;  // lines that every row sees
+    TileTask t{};
+    t.out = s.gathered;
+    t.out_stride = s.width;
+    t.act = s.weights;
+    t.act_stride = kWeightBytes;
+    t.panels = values(block);
+    t.panel_stride = kValueBytes;
+    t.lines = shared;
+    t.fetch = {next, kLineBytes, shared, nullptr};
+    matmul<P, Into::kContinue>(t, rows, s.width / kPanel);
     if (step == 0) return;
     for (size_t i = 0; i < rows; ++i) {
-      const size_t more = visible + i - shared.lines * kG;
-      TileTask rest = shared;
-      rest.out += i * s.width;
-      rest.act += i * kWeightBytes + shared.lines * P::kGroupBytes;
-      rest.panels += shared.lines * kLineBytes;
-      rest.lines = more / kG;
-      if (rest.lines > 0) matmul<P, Into::kContinue>(rest, 1, s.width / kPanel);
+      const size_t end = (seen + i) / kG;
+      if (end > shared) gather_lines(values(block) + shared * kLineBytes, kValueBytes, i, shared, end - shared);
       if constexpr (kG == 2) {
-        if (more % kG != 0) gather_first_of_pair(rest);
+        if ((seen + i) % kG != 0) gather_first_of_pair(values(block) + end * kLineBytes, i, end);
       }
     }
   }
 
+  // Some lines for one row, whose weights start at line `first`.
+  void gather_lines(const std::byte* panels, size_t panel_stride, size_t row, size_t first, size_t lines) const {
+    TileTask t{};
+    t.out = s.gathered + row * s.width;
+    t.out_stride = s.width;
+    t.act = s.weights + row * kWeightBytes + first * P::kGroupBytes;
+    t.act_stride = kWeightBytes;
+    t.panels = panels;
+    t.panel_stride = panel_stride;
+    t.lines = lines;
+    t.fetch = {panels, 0, lines, nullptr};
+    matmul<P, Into::kContinue>(t, 1, s.width / kPanel);
+  }
+
   // The last position where it is the first of a pair, whose second is hidden.
-  void gather_first_of_pair(TileTask t) const {
-    const std::byte* const line = t.panels + t.lines * kLineBytes;
+  void gather_first_of_pair(const std::byte* line, size_t row, size_t first) const {
     for (size_t i = 0; i < s.width; i += kPanel) {
       store(s.sums + i, even_bf16_in_place(line + i / kPanel * kValueBytes));
     }
-    t.act += t.lines * P::kGroupBytes;
-    t.panels = as_bytes(s.sums);
-    t.panel_stride = kLineBytes;
-    t.lines = 1;
-    matmul<P, Into::kContinue>(t, 1, s.width / kPanel);
+    gather_lines(as_bytes(s.sums), kLineBytes, row, first, 1);
   }
 
   const std::byte* values(const std::byte* block) const {
@@ -174,9 +183,10 @@ struct ByteCache {
     query_scale[row] = P::operand(s.query + row * query_bytes(), scaled, s.width).scale;
   }
 
-  void score(const std::byte* block, size_t rows) const {
+  void score(const std::byte* block, size_t rows, size_t n) const {
     constexpr size_t kChainLines = P::kChain / kG;
     const size_t lines = round_up(s.head_size, kG) / kG;
+    const size_t panels = round_up(n, kPanel) / kPanel;
     for (size_t k = 0; k < lines; k += kChainLines) {
       TileTask t{};
       t.out = s.scores;
@@ -188,27 +198,27 @@ struct ByteCache {
       t.lines = lines - k < kChainLines ? lines - k : kChainLines;
       t.fetch = {block + kBlock * s.width, kLineBytes, lines, nullptr};
       if (k == 0) {
-        matmul<P, Into::kStore>(t, rows, kBlock / kPanel);
+        matmul<P, Into::kStore>(t, rows, panels);
       } else {
-        matmul<P, Into::kAdd>(t, rows, kBlock / kPanel);
+        matmul<P, Into::kAdd>(t, rows, panels);
       }
     }
     const float* const scale = scales(block);
     for (size_t i = 0; i < rows; ++i) {
       float* const row = s.scores + i * kBlock;
-      for (size_t j = 0; j < kBlock; j += kLanes) {
+      for (size_t j = 0; j < n; j += kLanes) {
         store(row + j, load(row + j) * (broadcast(query_scale[i]) * load(scale + j)));
       }
     }
   }
 
-  void gather(const std::byte* block, size_t rows, size_t visible, size_t step,
+  void gather(const std::byte* block, size_t rows, size_t seen, size_t step,
               const std::byte* next) const {
     const float* const scale = scales(block) + kBlock;
     float weight_scale[kGroup];
     for (size_t i = 0; i < rows; ++i) {
       float* const row = s.scores + i * kBlock;
-      const size_t n = visible + i * step;
+      const size_t n = seen + i * step;
       for (size_t j = 0; j < kBlock; j += kLanes) {
         // The scale of a hidden position might be anything.
         const F32x16 weight = load(row + j) * load(scale + j);
@@ -271,14 +281,12 @@ inline void attend_group(const AttentionTask& t, size_t first, size_t rows) {
   const size_t position = t.position + first;
   const size_t last_block = position / kBlock;
   for (size_t b = 0; b <= last_block; ++b) {
-    cache.score(t.blocks[b], rows);
     // In its own block a row sees the positions up to its own, elsewhere the whole block.
-    const size_t visible = b < last_block ? kBlock : position % kBlock + 1;
+    const size_t seen = b < last_block ? kBlock : position % kBlock + 1;
     const size_t step = b < last_block ? 0 : 1;
-    for (size_t i = 0; i < rows; ++i) {
-      softmax_step(cache, state[i], i, visible + i * step);
-    }
-    cache.gather(t.blocks[b], rows, visible, step, b < last_block ? t.blocks[b + 1] : t.next);
+    cache.score(t.blocks[b], rows, seen + (rows - 1) * step);
+    for (size_t i = 0; i < rows; ++i) softmax_step(cache, state[i], i, seen + i * step);
+    cache.gather(t.blocks[b], rows, seen, step, b < last_block ? t.blocks[b + 1] : t.next);
   }
 
   for (size_t i = 0; i < rows; ++i) {

@@ -158,15 +158,17 @@ struct Tiles {
 template <class P, Into kInto>
 inline constexpr Tiles<P, kInto> kTiles = Tiles<P, kInto>::make();
 
-// out[rows, panels * 16] <- act * panels for up to kTileRows rows, in one chain and without an epilogue.
+// out[rows, panels * 16] <- act * panels for up to kTileRows rows, in one chain and without an epilogue. Moves the task past
+// the panels: a copy of it would wait for the stores of its fields.
 template <class P, Into kInto>
-inline void matmul(const TileTask& t, size_t rows, size_t panels) {
+inline void matmul(TileTask& t, size_t rows, size_t panels) {
   const size_t width = cached_tile_panels(rows);
-  for (size_t p = 0; p < panels; p += width) {
-    TileTask part = t;
-    part.out += p * kPanel;
-    part.panels += p * t.panel_stride;
-    kTiles<P, kInto>.at[rows - 1][(panels - p < width ? panels - p : width) - 1](part);
+  for (size_t left = panels; left > 0;) {
+    const size_t n = left < width ? left : width;
+    kTiles<P, kInto>.at[rows - 1][n - 1](t);
+    t.out += n * kPanel;
+    t.panels += n * t.panel_stride;
+    left -= n;
   }
 }
 
