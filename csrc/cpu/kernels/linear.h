@@ -50,20 +50,13 @@ inline void finish(const LinearTask& t, const float* sums, size_t r, size_t rows
   }
 }
 
-// How far ahead of a tile memory is read, all its panels together.
+// How far ahead of a single pass over panels memory is read, all of them together.
 inline constexpr size_t kAheadLines = 96;
 
-// What tiles of `lines` lines fetch from line k on, for the panels that they have and the next ones. The passes over the same
-// panels share it, so that memory is read all the time: several fetch the next panels, a single one runs ahead of itself.
-inline Fetch fetch_ahead(const std::byte* panels, const std::byte* next, size_t lines, size_t k, size_t pass,
-                         size_t passes, size_t n_panels) {
-  if (passes > 1) {
-    const size_t step = kLineBytes / passes;
-    return {next + pass * lines / passes * kLineBytes + k * step, step, lines, next};
-  }
-  const size_t ahead = k + kAheadLines / n_panels;
-  if (ahead >= lines) return {next + (ahead - lines) * kLineBytes, kLineBytes, lines, next};
-  return {panels + ahead * kLineBytes, kLineBytes, lines - ahead, next};
+// From line k on of some panels of `lines` lines, and at their end from the first of the next ones.
+inline Fetch fetch_from(size_t k, const std::byte* panels, const std::byte* next, size_t lines) {
+  if (k >= lines) return {next + (k - lines) * kLineBytes, kLineBytes, lines, next};
+  return {panels + k * kLineBytes, kLineBytes, lines - k, next};
 }
 
 // Brings what `finish` reads and writes into the first cache while the tiles multiply.
@@ -89,11 +82,14 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
   const size_t panel_stride = lines * kLineBytes;
   const auto [height, width] = tile_shape(t.rows);
   const size_t passes = (t.rows + height - 1) / height;
+  const size_t fetch_step = kLineBytes / passes;
   for (size_t p = panel_begin; p < panel_end; p += width) {
     const size_t panels = p + width <= panel_end ? width : panel_end - p;
     const std::byte* const own = t.panels + p * panel_stride;
     const std::byte* const next = own + panels * panel_stride;
-    for (size_t r = 0; r < t.rows; r += height) {
+    const size_t ahead = kAheadLines / panels;
+    size_t spread = 0;  // lines of the passes so far, which share the next panels: memory is read all the time
+    for (size_t r = 0; r < t.rows; r += height, spread += lines) {
       const size_t rows = r + height <= t.rows ? height : t.rows - r;
       fetch_epilogue<P>(t, r, rows, p, panels);
       for (size_t k = 0; k < lines; k += kChainLines) {
@@ -106,7 +102,8 @@ inline void linear(const LinearTask& t, size_t panel_begin, size_t panel_end) no
              .panels = own + k * kLineBytes,
              .panel_stride = panel_stride,
              .lines = lines - k < kChainLines ? lines - k : kChainLines,
-             .fetch = fetch_ahead(own, next, lines, k, r / height, passes, panels),
+             .fetch = passes == 1 ? fetch_from(k + ahead, own, next, lines)
+                                  : Fetch{next + (spread + k) * fetch_step, fetch_step, lines, next},
              .act_scale = t.act_scale + r,
              .colsum = P::kInputs == 4 ? t.colsum + p * kPanel : nullptr});
       }
