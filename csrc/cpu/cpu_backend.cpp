@@ -98,6 +98,9 @@ const OperandBuffer& CpuBackend::operands(const Rows& in, const Norm* norm, cons
   const PackedMatrix& weight = *linear.weight;
   const auto write = [&](size_t row) {
     const float* source = in.row(row);
+    if (row + 1 < rows) {  // it lies where another worker wrote it
+      for (size_t c = 0; c < weight.depth; c += kPanel) __builtin_prefetch(in.row(row + 1) + c);
+    }
     if (norm != nullptr) {
       device_.kernels.layer_norm(worker_.normal.data(), source, norm->gain, norm->bias,
                                  weight.depth, norm->epsilon);
