@@ -14,6 +14,7 @@ namespace {
 
 inline constexpr int kMatrixPairs = 3;  // of rows: 24 sums, 3 operands of rows, 4 of weights: 31 of 32 registers
 inline constexpr size_t kMatrixRows = 2 * kMatrixPairs;
+inline constexpr size_t kMatrixFetchRows = 4;  // up to here rows wait for memory
 
 // The fast mode: a byte for each activation.
 struct MatrixBytes : ByteProduct {
@@ -171,7 +172,7 @@ inline void linear_matrix(const LinearTask& t, size_t panel_begin, size_t panel_
         MatrixTask block{.rows = {},
                          .panel = t.panels + p * panel_stride + k * kLineBytes,
                          .lines = lines - k < kChainLines ? lines - k : kChainLines,
-                         .ahead = t.rows <= kFetchRows ? panel_stride : 0};
+                         .ahead = t.rows <= kMatrixFetchRows ? panel_stride : 0};
         for (size_t i = 0; i < kMatrixRows; ++i) {  // a row that is not there is the last one again
           block.rows[i] = t.act + (r + (i < rows ? i : rows - 1)) * t.act_stride + k * P::kGroupBytes;
         }
@@ -189,29 +190,31 @@ inline void linear_matrix(const LinearTask& t, size_t panel_begin, size_t panel_
   }
 }
 
-// As probe: a step is kProbeChains lines by one row; a product is half a line by two rows.
+// As probe: a step is kProbeLines lines by one row, of which a product is half a line.
 template <class P>
 [[gnu::flatten]] inline float probe_matrix(size_t steps) noexcept {
+  constexpr int kChains = 12;
+  static_assert(2 * kProbeLines % kChains == 0);
   alignas(64) std::byte bytes[kLineBytes] = {};
-  int32x4_t acc[2 * kProbeChains];
+  int32x4_t acc[kChains];
 #pragma GCC unroll 16
-  for (int i = 0; i < 2 * kProbeChains; ++i) {
+  for (int i = 0; i < kChains; ++i) {
     acc[i] = vdupq_n_s32(0);
     asm volatile("" : "+w"(acc[i]));  // to the compiler they differ, or it would compute one of them
   }
-  for (size_t s = 0; s < steps; ++s) {
+  for (size_t s = 0; s < steps * (2 * kProbeLines / kChains); ++s) {
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
       asm volatile("" : : "r"(bytes) : "memory");
       const uint8x16_t a = P::rows(bytes, bytes, part);
       const int8x16_t b = vreinterpretq_s8_u8(load_quarter(bytes));
 #pragma GCC unroll 16
-      for (int i = 0; i < 2 * kProbeChains; ++i) acc[i] = P::multiply_add(acc[i], a, b, part);
+      for (int i = 0; i < kChains; ++i) acc[i] = P::multiply_add(acc[i], a, b, part);
     }
   }
   int32x4_t sum = acc[0];
 #pragma GCC unroll 16
-  for (int i = 1; i < 2 * kProbeChains; ++i) sum = vaddq_s32(sum, acc[i]);
+  for (int i = 1; i < kChains; ++i) sum = vaddq_s32(sum, acc[i]);
   return static_cast<float>(vaddvq_s32(sum));
 }
 
