@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ class Yardsticks:
     """
 
     def __init__(self, threads: int, arithmetic: str = "float32", *, quick: bool = False) -> None:
-        self._isa = _core.usable_isas()[0]
+        self._isa = os.environ.get("GPTX_CPU_ISA") or _core.usable_isas()[0]
         self._threads = threads
         self._arithmetic = arithmetic
         seconds = 0.005 if quick else 0.05
