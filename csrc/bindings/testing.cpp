@@ -194,7 +194,7 @@ Array attention(const std::string& isa, const std::string& kv_cache_dtype, const
                     .query = q + first * width,
                     .query_stride = width,
                     .blocks = blocks.data(),
-                    .next = nullptr,
+                    .next = blocks[0],
                     .position = first,
                     .rows = n,
                     .head_size = size,

@@ -186,7 +186,7 @@ void CpuBackend::attend(Rows& y, const Rows& qkv, size_t layer, float scale, con
        .query = qkv.row(query.row) + kParts * head * device_.head_width_,
        .query_stride = qkv.stride,
        .blocks = worker_.blocks.data(),
-       .next = next,
+       .next = next != nullptr ? next : worker_.blocks[0],
        .position = query.position,
        .rows = query.rows,
        .head_size = device_.head_size_,

@@ -89,7 +89,7 @@ struct AttentionTask {
   size_t query_stride;
   // For each block: K E[64/16, D/G, 16, G], V E[Dp/16, 64/G, 16, G]; of int8 the scales of K and V [2, 64].
   const std::byte* const* blocks;
-  const std::byte* next;           // a block that is wanted afterwards, or null
+  const std::byte* next;           // the block that is wanted afterwards, to be fetched
   size_t position;                 // of the first row
   size_t rows;
   size_t head_size;

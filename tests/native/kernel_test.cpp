@@ -375,7 +375,7 @@ std::vector<float> attend(const KernelTable& table, KvType type, const Sequence&
                            .query = s.row(t, 0),
                            .query_stride = s.stride,
                            .blocks = cache.blocks.data(),
-                           .next = nullptr,
+                           .next = cache.blocks[0],
                            .position = t,
                            .rows = rows,
                            .head_size = s.head_size,
