@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     samples = []
     print(
-        f"{'isa':12} {'precision':10} {'matrix':12} {'rows':>5} {'rate':>22} {'share of the limit':>24}"
+        f"{'isa':12} {'precision':10} {'matrix':12} {'rows':>5} "
+        f"{'rate':>21} {'share of the limit':>24}"
     )
     for isa in options.isa:
         for precision in options.precisions:

@@ -14,7 +14,7 @@
 namespace gptx::cpu::GPTX_ISA {
 namespace {
 
-// What a tile of few rows fetches while it multiplies: of each panel one line, or a part of one, for each of its own.
+// What a tile fetches while it multiplies: of each panel one line, or a part of one, for each of its own.
 struct Fetch {
   const std::byte* at;    // of the first panel, for the first line
   size_t step;            // bytes from line to line
@@ -72,9 +72,6 @@ constexpr int most_panels(int rows) {
   return rows <= kTileRows && alone < kTilePanels ? kTilePanels : alone;
 }
 
-// A full tile waits for arithmetic, all smaller ones for memory.
-constexpr bool fetches(int rows, int panels) { return rows * panels < kTileRows * kTilePanels; }
-
 // out[MR, NV * 16] <- act * panels. Flat: the compiler makes calls where a value is of several
 // registers, and a call in the loop costs them all.
 template <class P, int MR, int NV, Into kInto>
@@ -93,17 +90,15 @@ template <class P, int MR, int NV, Into kInto>
   }
   const std::byte* act = t.act;
   const std::byte* line = t.panels;
-  [[maybe_unused]] const std::byte* fetch = t.fetch.at;
+  const std::byte* fetch = t.fetch.at;
   for (size_t k = 0; k < t.lines; ++k, act += P::kGroupBytes, line += kLineBytes) {
-    if constexpr (fetches(MR, NV)) {
-      // The processor follows a stream only after a few misses, and does not see the next one.
-      if (k == t.fetch.turn) fetch = t.fetch.then;
+    // The processor follows a stream only after a few misses, and does not see the next one.
+    if (k == t.fetch.turn) fetch = t.fetch.then;
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        __builtin_prefetch(fetch + static_cast<size_t>(j) * t.panel_stride);
-      }
-      fetch += t.fetch.step;
+    for (int j = 0; j < NV; ++j) {
+      __builtin_prefetch(fetch + static_cast<size_t>(j) * t.panel_stride);
     }
+    fetch += t.fetch.step;
 #pragma GCC unroll 2
     for (int part = 0; part < P::kParts; ++part) {
       typename P::Factor b[NV];
