@@ -186,7 +186,7 @@ void CpuBackend::attend(Rows& y, const Rows& qkv, size_t layer, float scale, con
        .query = qkv.row(query.row) + kParts * head * device_.head_width_,
        .query_stride = qkv.stride,
        .blocks = worker_.blocks.data(),
-       .next = next != nullptr ? next : worker_.blocks[0],
+       .next = next,
        .position = query.position,
        .rows = query.rows,
        .head_size = device_.head_size_,
@@ -208,8 +208,9 @@ void CpuBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& n
       }
       for (size_t i = 0; i < queries.size(); ++i) {
         const bool last = i + 1 == queries.size();
-        const std::byte* const next = kv_address(queries[last ? 0 : i + 1], layer, head + last, 0);
-        attend(y, qkv, layer, scale, queries[i], head, next);
+        attend(y, qkv, layer, scale, queries[i], head,
+               last ? kv_address(queries[0], layer, (head + 1) % heads, 0)
+                    : kv_address(queries[i + 1], layer, head, 0));
       }
     });
     return;
@@ -231,8 +232,9 @@ void CpuBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& n
   // A head's queries, keys and values are in the caches of the worker that made them.
   device_.team.for_each(rank_, queries.size() * heads, [&](size_t item) {
     // Late positions see the most: they go first, so that no long piece is left for the end.
-    const size_t query = queries.size() - 1 - item % queries.size();
-    attend(y, qkv, layer, scale, queries[query], item / queries.size());
+    const Query& query = queries[queries.size() - 1 - item % queries.size()];
+    const size_t head = item / queries.size();
+    attend(y, qkv, layer, scale, query, head, kv_address(query, layer, head, 0));
   });
 }
 

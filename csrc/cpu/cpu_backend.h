@@ -141,7 +141,7 @@ class CpuBackend {
   void project_head(const LinearTask& task, const Linear& c_attn, size_t layer, size_t head,
                     size_t part, const Rows& qkv, const Batch& batch);
   void attend(Rows& y, const Rows& qkv, size_t layer, float scale, const Query& query,
-              size_t head, const std::byte* next = nullptr);
+              size_t head, const std::byte* next);
   std::byte* kv_address(const Query& query, size_t layer, size_t head, size_t block) const;
   template <class F>
   void for_each_row(size_t rows, F f);

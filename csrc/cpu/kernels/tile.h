@@ -47,8 +47,8 @@ struct TileShape {
   size_t rows, panels;
 };
 
-// The tiles of `rows` rows whose panels come from memory. Few rows are taken at once, so that they are read once; of many
-// each tile has about the same: eight are 4 + 4, not 6 + 2.
+// The tiles of `rows` rows whose panels come from memory. Few rows are one tile, so that panels are read once; of many each
+// tile has about the same: 14 in tiles of up to 6 are 5 + 5 + 4.
 constexpr TileShape tile_shape(size_t rows) {
   if (rows == 1) return {1, kRowPanels};
   if (rows <= kLowRows) return {rows, kLowPanels};
@@ -65,6 +65,7 @@ constexpr size_t cached_tile_panels(size_t rows) {
 
 inline constexpr int kMaxTileRows = kTallRows > kTileRows ? kTallRows : kTileRows;
 inline constexpr int kMaxPanels = kRowPanels;
+static_assert(kMaxPanels >= kLowPanels && kMaxPanels >= kTallPanels && kMaxPanels >= kTilePanels);
 
 // The most panels of a tile of this many rows.
 constexpr int most_panels(int rows) {
