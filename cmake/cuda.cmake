@@ -72,6 +72,7 @@ set(GPTX_CUDA_SOURCES
   csrc/cuda/kernels/int8_fast.cu
   csrc/cuda/matrix.cu
   csrc/cuda/step_tables.cu
+  csrc/cuda/warpgroups_agree.cu
   csrc/model/cuda_model.cu)
 list(TRANSFORM GPTX_CUDA_SOURCES PREPEND "${PROJECT_SOURCE_DIR}/")
 
@@ -79,8 +80,13 @@ function(gptx_cuda_library)
   add_library(gptx_cuda MODULE ${GPTX_CUDA_SOURCES} csrc/cuda/device.cu csrc/cuda/probe.cu)
   # Machine code for each, and PTX, which a driver compiles for newer ones, of those that let kernels overlap.
   set(codes)
+  # 9.0 with what it alone has (wgmma): no other 9.x exists.
   foreach(arch IN LISTS GPTX_CUDA_ARCHS)
-    list(APPEND codes ${arch}-real)
+    if(arch EQUAL 90)
+      list(APPEND codes 90a-real)
+    else()
+      list(APPEND codes ${arch}-real)
+    endif()
     if(arch GREATER_EQUAL 90)
       list(APPEND codes ${arch}-virtual)
     endif()

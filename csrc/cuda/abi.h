@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define GPTX_CUDA_ABI 3
+#define GPTX_CUDA_ABI 4
 
 typedef enum {
   GPTX_CUDA_OK = 0,
@@ -122,6 +122,8 @@ typedef struct {
   /* Copies a model to its device. */
   gptx_cuda_status (*open)(const gptx_cuda_model_options* options, gptx_cuda_model** out, gptx_cuda_error* error);
   void (*close)(gptx_cuda_model* model);
+  /* The instructions that multiply many rows: "mma" or "wgmma". */
+  const char* (*multiplier)(const gptx_cuda_model* model);
   /* Runs a step and chooses tokens [length, n_samples]; -1 where a logit is not finite. */
   gptx_cuda_status (*run)(gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
                           gptx_cuda_error* error);

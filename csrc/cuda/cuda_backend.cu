@@ -7,6 +7,7 @@
 #include "cuda/kernels/append_int8.h"
 #include "cuda/kernels/embed.h"
 #include "cuda/kernels/sample.h"
+#include "cuda/warpgroups_agree.h"
 #include "cuda/launch.h"
 
 namespace gptx::cuda {
@@ -55,6 +56,7 @@ CudaBackend::CudaBackend(Device& device, const GptConfig& config, Precision prec
       vocab_size_(static_cast<int>(config.vocab_size)),
       heads_(static_cast<int>(config.n_head)),
       matmul_(matmul_kernels(precision)),
+      warpgroups_(warpgroups_agree(device, matmul_)),
       attention_(attention_kernels(kv_type)),
       kv_layout_(kv_layout(config, kv_type)),
       layers_(config.n_layer),
@@ -116,15 +118,19 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
                   .scales = nullptr,
                   .out = out,
                   .panels_per_block = 1};
-  if (!matmul_.makes_operands(device_, task)) {
-    matmul_.make_operands(device_, operands_, scales_, in, norm, task.rows, task.depth, task.tiles);
+  const bool alone = matmul_.makes_operands(device_, task);
+  const bool few = alone || (task.rows <= kFewRows && matmul_.fits_few(device_, task));
+  if (!few && out.rows.maxima != nullptr) {
+    throw DeviceError("rows of " + std::to_string(task.depth) + " inputs are too wide for this device");
+  }
+  if (!alone) {
+    const Order order = warpgroups_ && !few ? Order::kCores : Order::kFragments;
+    matmul_.make_operands(device_, order, operands_, scales_, in, norm, task.rows, task.depth, task.tiles);
     task.operands = operands_;
     task.scales = scales_;
     task.norm = {};
   }
-  const bool few = task.rows <= kFewRows && (task.operands == nullptr || matmul_.fits_few(device_, task));
-  if (!few && out.rows.maxima == nullptr) return matmul_.linear_many(device_, task);
-  if (!few) throw DeviceError("rows of " + std::to_string(task.depth) + " inputs are too wide for this device");
+  if (!few) return (warpgroups_ ? matmul_.linear_warpgroup : matmul_.linear_many)(device_, task);
   const size_t blocks = matmul_.linear_few(device_, task);
   if (out.rows.maxima != nullptr) maxima_ = static_cast<int>(blocks);
 }

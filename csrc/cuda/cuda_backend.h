@@ -63,6 +63,7 @@ class CudaBackend {
   void upload_block(int32_t block, const std::byte* in);
 
   StepTables& tables() { return tables_; }
+  bool uses_warpgroups() const { return warpgroups_; }
 
  private:
   size_t part_bytes() const { return static_cast<size_t>(heads_) * kv_layout_.bytes(); }
@@ -76,6 +77,7 @@ class CudaBackend {
   Device& device_;
   int n_embd_, vocab_size_, heads_;
   const MatmulKernels& matmul_;
+  bool warpgroups_;          // whether they multiply many rows
   const AttentionKernels& attention_;
   KvLayout kv_layout_;
   size_t layers_;

@@ -14,14 +14,16 @@ inline constexpr int kFewRows = 64;
 struct MatmulKernels {
   int inputs;                // of a word of weights
   size_t operand_tile_bytes;
-  void (*make_operands)(Device&, std::byte* operands, RowScale* scales, const RowsView& in, const Norm& norm,
-                        int rows, int columns, int tiles);
+  void (*make_operands)(Device&, Order order, std::byte* operands, RowScale* scales, const RowsView& in,
+                        const Norm& norm, int rows, int columns, int tiles);
   // Whether linear_few can make the operands of these rows itself.
   bool (*makes_operands)(const Device&, const LinearTask&);
   // With operands made before, unless it makes them. Returns how many blocks of threads there are for each row.
   size_t (*linear_few)(Device&, const LinearTask&);
   bool (*fits_few)(const Device&, const LinearTask&);  // whether a block of it finds room on the device
   void (*linear_many)(Device&, const LinearTask&);
+  // The same from operands in cores, on compute capability 9.0; null where the precision has none.
+  void (*linear_warpgroup)(Device&, const LinearTask&);
 };
 
 // Of a KV cache of this type.

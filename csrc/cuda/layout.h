@@ -19,6 +19,7 @@ inline constexpr int kTileLines = 8;   // lines of a tile
 inline constexpr int kTileWords = 128;
 inline constexpr int kTileBytes = 512;
 inline constexpr int kRows = 8;        // rows of an operand
+inline constexpr int kCoreBytes = 128;
 inline constexpr int kBlock = static_cast<int>(kBlockTokens);
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -48,6 +49,15 @@ constexpr size_t operand_offset(int row, int line, int tiles, int lane_bytes) {
   const int lane = row % kRows * 4 + line % 4;
   return (tile * 32 + static_cast<size_t>(lane)) * static_cast<size_t>(lane_bytes) +
          static_cast<size_t>(line % kTileLines / 4 * (lane_bytes / 2));
+}
+
+// The same for the products of warpgroups: 8 rows by 4 lines are 128 bytes, row by row, for each word that is made of a
+// line. Such a core matrix is what they read at once (PTX ISA, "Strides", without swizzling).
+constexpr size_t core_offset(int row, int line, int word, int tiles, int lane_bytes) {
+  const size_t tile = static_cast<size_t>(row / kRows) * static_cast<size_t>(tiles) +
+                      static_cast<size_t>(line / kTileLines);
+  const int core = line % kTileLines / 4 * (lane_bytes / 8) + word;
+  return tile * 32 * static_cast<size_t>(lane_bytes) + static_cast<size_t>(core * kCoreBytes + row % kRows * 16 + line % 4 * 4);
 }
 
 // One head of one KV block: K is a matrix [64 positions, D], V one of [Dp, 64 positions], and in int8 a scale for each

@@ -153,6 +153,8 @@ struct gptx_cuda_model {
     if (layer == config_.n_layer) normalize(out);
   }
 
+  const char* multiplier() const { return backend_.uses_warpgroups() ? "wgmma" : "mma"; }
+
   void copy_block(int32_t from, int32_t to) { backend_.copy_block(from, to); }
   void poison_block(int32_t block) { backend_.fill_block(block, 0xFF); }
   void read_block(int32_t block, void* out) {
@@ -316,6 +318,7 @@ constexpr gptx_cuda_api kApi = {
       return guarded(error, [&] { *out = new gptx_cuda_model(*o); });
     },
     .close = [](gptx_cuda_model* model) { delete model; },
+    .multiplier = [](const gptx_cuda_model* model) { return model->multiplier(); },
     .run = [](gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
               gptx_cuda_error* error) -> gptx_cuda_status {
       return locked(model, error, [&] { model->run(*step, tokens); });

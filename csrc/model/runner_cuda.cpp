@@ -84,7 +84,6 @@ class CudaRunner final : public Runner {
                         capability_text(device.capability) + ", and this build has code for " + api_.architectures +
                         "; build it with GPTX_CUDA_ARCHS=" + std::to_string(device.capability));
     }
-    name_ = "sm_" + std::to_string(device.capability);
     gptx_cuda_model_options o = options_of(config, options);
     std::vector<gptx_cuda_tensor> tensors;
     for (const auto& [name, bytes] : weights.tensors) tensors.push_back({name.c_str(), bytes.data(), bytes.size()});
@@ -96,6 +95,7 @@ class CudaRunner final : public Runner {
     o.logit_rows = limits.logit_rows;
     o.steps_ahead = kStepsAhead;
     call(api_.open, &o, &model_);
+    name_ = "sm_" + std::to_string(device.capability) + " " + api_.multiplier(model_);
     kv_block_bytes_ = api_.kv_block_bytes(&o);
     // As in cuda_model.cu: activations in float32, qkv and the MLP in tiles beside them, logits with their weights.
     const size_t columns = 2 * config.n_embd + 3 * config.n_embd + 3 * config.n_inner;

@@ -108,7 +108,8 @@ class Model:
         kv_cache_dtype: what keys and values are cached as.
         device: "cpu", or "cuda:0" and so on.
         threads: how many threads compute.
-        isa: the instruction set of the kernels, or "sm_90" and so on.
+        isa: the instruction set of the kernels, or of a GPU, such as
+            "sm_90 wgmma": its architecture, and what multiplies many rows there.
         parity: the report of the conversion against torch, or None.
     """
 

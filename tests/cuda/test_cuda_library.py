@@ -296,8 +296,16 @@ def test_the_build_says_what_it_lacks_and_why(tmp_path, choice, succeeds, messag
 
 
 KERNELS = {  # file -> what its kernels must be made of
-    "bfloat16": {"linear_many": ["mma.sync", "cp.async"], "attend_many": ["mma.sync"]},
-    "int8_fast": {"linear_few": ["mma.sync", "ld.global.nc"]},
+    "bfloat16": {
+        "linear_many": ["mma.sync", "cp.async"],
+        "linear_warpgroup": ["wgmma.mma_async", "wgmma.fence", "fence.proxy.async", "cp.async"],
+        "attend_many": ["mma.sync"],
+    },
+    "int8": {"linear_warpgroup": ["wgmma.mma_async"]},
+    "int8_fast": {
+        "linear_few": ["mma.sync", "ld.global.nc"],
+        "linear_warpgroup": ["m64n64k32.s32.s8.u8"],
+    },
 }
 
 
@@ -308,9 +316,9 @@ def test_kernels_are_made_of_the_instructions_they_claim(name, tmp_path):
         pytest.skip("needs nvcc")
     root = NATIVE.parents[2]
     ptx = tmp_path / "kernels.ptx"
-    command = [nvcc, "-std=c++20", "-arch=sm_90", "--expt-relaxed-constexpr", "-fmad=false", "-ptx"]
+    command = [nvcc, "-std=c++20", "-arch=sm_90a", "--expt-relaxed-constexpr", "-fmad=false"]
     source = root / "csrc" / "cuda" / "kernels" / f"{name}.cu"
-    subprocess.run([*command, f"-I{root}/csrc", "-o", str(ptx), str(source)], check=True)
+    subprocess.run([*command, "-ptx", f"-I{root}/csrc", "-o", str(ptx), str(source)], check=True)
     entries = re.split(r"\.visible \.entry ", ptx.read_text())[1:]
     for entry in entries:
         assert "griddepcontrol.launch_dependents" in entry

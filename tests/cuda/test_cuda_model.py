@@ -176,6 +176,47 @@ def test_three_runs_give_the_same_bits(config, tensors, library, mode, monkeypat
         assert tokens == results[0][1]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int8-fast"])
+def test_warpgroups_multiply_to_the_bits_of_warps(library, dtype, monkeypatch):
+    """Several chains, the last one cut off, and rows that end within a unit."""
+    config = make_config(n_embd=272, n_inner=1100, n_head=2, n_layer=1, block_size=150)
+    mode = dict(dtype=dtype.removesuffix("-fast"), precision=dtype)
+    ids = random_ids(config, 150)
+    by = {}
+    for wanted in ("0", "1"):
+        monkeypatch.setenv("GPTX_CUDA_WGMMA", wanted)
+        engine = on_cuda(library, config, random_tensors(config), **mode)
+        by[engine.isa.split()[1]] = [engine.logits(ids[:n]) for n in (65, 72, 150)]
+    if "wgmma" not in by:
+        assert "emulated" not in library
+        pytest.skip(f"{engine.isa}: no warpgroups, or they add up otherwise")
+    for ours, expected in zip(by["wgmma"], by["mma"], strict=True):
+        assert np.array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "multiplier"),
+    [
+        ("GPTX_EMULATED_SEED", "3", "sm_90 wgmma"),
+        ("GPTX_EMULATED_BACKWARDS", "1", "sm_90 mma"),
+        ("GPTX_EMULATED_CAPABILITY", "80", "sm_80 mma"),
+        ("GPTX_EMULATED_CAPABILITY", "120", "sm_120 mma"),
+        ("GPTX_CUDA_WGMMA", "0", "sm_90 mma"),
+    ],
+)
+def test_warpgroups_multiply_only_where_they_add_up_like_warps(
+    emulated_library, config, tensors, monkeypatch, name, value, multiplier
+):
+    monkeypatch.setenv(name, value)
+    assert on_cuda(emulated_library, config, tensors, dtype="bfloat16").isa == multiplier
+
+
+def test_a_wrong_choice_of_the_multiplier_is_named(emulated_library, config, tensors, monkeypatch):
+    monkeypatch.setenv("GPTX_CUDA_WGMMA", "yes")
+    with pytest.raises(ValueError, match="GPTX_CUDA_WGMMA: expected 0 or 1, got 'yes'"):
+        on_cuda(emulated_library, config, tensors, dtype="bfloat16")
+
+
 def test_integer_sums_are_those_of_the_cpu(config, tensors, library):
     """int8-fast differs from the CPU by float rounding outside the products alone."""
     mode = MODES["int8-fast"] | dict(kv_cache_dtype="float32")

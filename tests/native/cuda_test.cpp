@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <random>
@@ -112,6 +113,7 @@ struct Model {
     o.logit_rows = kLogitRows;
     o.steps_ahead = 4;
     check(api->open(&o, &model, &error));
+    if (failed) std::exit(1);
     kv_block_bytes = api->kv_block_bytes(&o);
   }
   ~Model() { api->close(model); }
@@ -159,6 +161,9 @@ bool check_mode(const Weights& weights, int precision, int kv_type) {
     if (!equal) std::fprintf(stderr, "precision %d, cache %d: %s differs at %lu\n", precision, kv_type, what, at);
     good = good && equal;
   };
+
+  // The random products of the start have the same bits by warps and by warpgroups, whoever runs when.
+  expect(std::string(m.api->multiplier(m.model)) == (precision == 0 ? "mma" : "wgmma"), "a product of warpgroups", 0);
 
   m.logits(tokens, 0, 86, 0, one);  // in a piece of many rows
   const std::vector<float> whole = m.logits(tokens, 86, 150, 64, one);

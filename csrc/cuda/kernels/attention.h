@@ -108,7 +108,7 @@ struct Attention {
         const bool exists = r < query.rows && d < kv.head_size;
         x[e] = exists ? task.qkv.row(query.row + r)[3 * head * kv.head_width + d] : 0.0f;
       }
-      P::store(shared + operand_offset(r, line, kv.key_tiles(), kLaneBytes<P>), x, RowScale{}, 0.0f);
+      store_line<P, Order::kFragments>(shared, P::round(x, RowScale{}, 0.0f), r, line, kv.key_tiles());
     }
     sync_block();
   }

@@ -42,7 +42,7 @@ GPTX_DEVICE void make_own_operands(const LinearTask& task, const FewLayout<P, 1>
   }
   auto* const statistics = reinterpret_cast<RowStatistics*>(shared + layout.statistics_begin());
   const auto write = [&](const float* row, const RowStatistics& s, int r) {
-    write_operand<P>(shared + layout.operands_begin(), row, norm, s, r, task.depth, task.tiles, thread_index(),
+    write_operand<P, Order::kFragments>(shared + layout.operands_begin(), row, norm, s, r, task.depth, task.tiles, thread_index(),
                      thread_count());
   };
   if (layout.near()) {

@@ -4,6 +4,7 @@
 #include "cuda/kernel_table.h"
 #include "cuda/kernels/linear_few.h"
 #include "cuda/kernels/linear_many.h"
+#include "cuda/kernels/linear_warpgroup.h"
 #include "cuda/launch.h"
 
 namespace gptx::cuda {
@@ -70,16 +71,59 @@ bool launch_many(Device& device, const LinearTask& task, bool always) {
   return true;
 }
 
+template <class P, int Warpgroups, int Units>
+void launch_warpgroup(Device& device, const LinearTask& task) {
+  using Layout = WarpgroupLayout<P, Warpgroups, Units>;
+  launch(device,
+         {.x = static_cast<size_t>(ceil_div(task.panels, Layout::kPanels)),
+          .y = static_cast<size_t>(ceil_div(task.rows, Layout::kGroups * kRows)),
+          .threads = Layout::kThreads,
+          .shared_bytes = Layout::kBytes},
+         linear_warpgroup<P, Warpgroups, Units>, task);
+}
+
+// The blocks that a multiprocessor has one after another, each as long as what it reads: beyond a few rows, that is the
+// bound.
+template <class P, int Warpgroups, int Units>
+int warpgroup_time(const Device& device, const LinearTask& task) {
+  using Layout = WarpgroupLayout<P, Warpgroups, Units>;
+  const int blocks = ceil_div(task.panels, Layout::kPanels) * ceil_div(task.rows, Layout::kGroups * kRows);
+  return ceil_div(blocks, device.properties().multiprocessors) * (Layout::kPanels * kPanel + Layout::kGroups * kRows);
+}
+
+template <class P>
+constexpr auto warpgroup_launcher() -> void (*)(Device&, const LinearTask&) {
+  if constexpr (!P::kWarpgroups) {
+    return nullptr;
+  } else {
+    return [](Device& device, const LinearTask& task) {
+      struct Variant {
+        int time;
+        void (*launch)(Device&, const LinearTask&);
+      };
+      Variant best{warpgroup_time<P, 2, 3>(device, task), launch_warpgroup<P, 2, 3>};
+      const auto consider = [&](const Variant& other) {
+        if (other.time < best.time) best = other;
+      };
+      consider({warpgroup_time<P, 2, 2>(device, task), launch_warpgroup<P, 2, 2>});
+      consider({warpgroup_time<P, 2, 1>(device, task), launch_warpgroup<P, 2, 1>});
+      consider({warpgroup_time<P, 1, 1>(device, task), launch_warpgroup<P, 1, 1>});
+      best.launch(device, task);
+    };
+  }
+}
+
 template <class P>
 constexpr MatmulKernels make_matmul() {
   return {
       .inputs = P::kInputs,
       .operand_tile_bytes = kOperandTileBytes<P>,
       .make_operands =
-          [](Device& device, std::byte* operands, RowScale* scales, const RowsView& in, const Norm& norm,
+          [](Device& device, Order order, std::byte* operands, RowScale* scales, const RowsView& in, const Norm& norm,
              int rows, int columns, int tiles) {
             const LaunchShape shape{.x = static_cast<size_t>(ceil_div(rows, kRows)), .threads = kRows * kWarp};
-            launch(device, shape, make_operands<P>, operands, scales, in, norm, rows, columns, tiles);
+            const auto kernel = order == Order::kCores ? make_operands<P, Order::kCores> : make_operands<P, Order::kFragments>;
+            launch(device, shape, kernel, operands, scales, in, norm, rows, columns, tiles);
           },
       .makes_operands =
           [](const Device& device, const LinearTask& task) {
@@ -99,6 +143,7 @@ constexpr MatmulKernels make_matmul() {
             if (launch_many<P, 1, 4>(device, task, false)) return;
             launch_many<P, 1, 2>(device, task, true);
           },
+      .linear_warpgroup = warpgroup_launcher<P>(),
   };
 }
 

@@ -4,9 +4,12 @@
 //   kLaneWords      words of an operand that a lane has for each tile
 //   kChainTiles     tiles of one chain; the chains' sums are added in order, for any number of rows
 //   kManyGroups     groups of 8 rows that a warp of linear_many has, as its registers allow
-//   kManyBlocks     blocks of linear_many for a multiprocessor, which decides how registers are shared out; 0: unsaid
-//   store           writes the inputs of one line as part of an operand
+//   kManyBlocks     blocks of its largest variant for a multiprocessor; 0: unsaid
+//   round           the inputs of one line as words of an operand
 //   finish          the output of a whole sum
+// and, where warpgroups multiply it (kWarpgroups), for each tile as many products as an operand has pairs of words:
+//   expand          the weights of a tile as fragments
+//   multiply_unit   one of them
 // The residual stream, the norms and the softmax are float32 around all of them.
 #pragma once
 
@@ -44,6 +47,13 @@ struct alignas(Words * 4) Operand {
   uint32_t word[Words];
 };
 
+GPTX_DEVICE void copy_words(uint32_t (&a)[4], const uint4& words) {
+  a[0] = words.x;
+  a[1] = words.y;
+  a[2] = words.z;
+  a[3] = words.w;
+}
+
 // float32 by float32, each as the sum of two TF32 numbers; of the four products the least is left out.
 struct Float32Product {
   using Sum = float;
@@ -53,6 +63,7 @@ struct Float32Product {
   static constexpr int kManyGroups = 4;
   static constexpr int kManyBlocks = 0;
   static constexpr bool kScaledRows = false;
+  static constexpr bool kWarpgroups = false;
 
   static GPTX_DEVICE void split(uint32_t bits, uint32_t& high, uint32_t& low) {
     const float x = as_float(bits);
@@ -62,7 +73,8 @@ struct Float32Product {
     low = as_bits(fabsf(top) <= 3.4e38f ? round_tf32(x - top) : 0.0f);
   }
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {
-    const uint32_t w[4] = {weights.x, weights.y, weights.z, weights.w};
+    uint32_t w[4];
+    copy_words(w, weights);
     uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) split(w[i], a_high[i], a_low[i]);
@@ -72,9 +84,7 @@ struct Float32Product {
     mma_tf32(c, a_high, b_low);
     mma_tf32(c, a_high, b_high);
   }
-  static GPTX_DEVICE void store(std::byte* p, const float (&x)[1], const RowScale&, float) {
-    *reinterpret_cast<float*>(p) = x[0];
-  }
+  static GPTX_DEVICE Operand<1> round(const float (&x)[1], const RowScale&, float) { return {{as_bits(x[0])}}; }
   static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Column& column) { return sum + column.bias; }
 };
 
@@ -87,13 +97,19 @@ struct BFloat16Product {
   static constexpr int kManyGroups = 8;
   static constexpr int kManyBlocks = 1;
   static constexpr bool kScaledRows = false;
+  static constexpr bool kWarpgroups = true;
 
+  static GPTX_DEVICE void expand(uint32_t (&a)[1][4], const uint4& weights) { copy_words(a[0], weights); }
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {
-    const uint32_t a[4] = {weights.x, weights.y, weights.z, weights.w};
-    mma_bf16(c, a, operand.word);
+    uint32_t a[1][4];
+    expand(a, weights);
+    mma_bf16(c, a[0], operand.word);
   }
-  static GPTX_DEVICE void store(std::byte* p, const float (&x)[2], const RowScale&, float) {
-    *reinterpret_cast<uint32_t*>(p) = bf16_pair(x[0], x[1]);
+  static GPTX_DEVICE void multiply_unit(Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t operand, bool adds) {
+    wgmma_bf16(c, a, operand, adds);
+  }
+  static GPTX_DEVICE Operand<1> round(const float (&x)[2], const RowScale&, float) {
+    return {{bf16_pair(x[0], x[1])}};
   }
   static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Column& column) { return sum + column.bias; }
 };
@@ -107,9 +123,10 @@ struct Int8Product {
   static constexpr int kManyGroups = 8;
   static constexpr int kManyBlocks = 1;
   static constexpr bool kScaledRows = false;
+  static constexpr bool kWarpgroups = true;
 
   // Bytes of a word as floats: 2^23 + 128 + b has the byte b + 128 as its last one.
-  static GPTX_DEVICE void expand(uint32_t word, uint32_t& first, uint32_t& second) {
+  static GPTX_DEVICE void expand_word(uint32_t word, uint32_t& first, uint32_t& second) {
     const uint32_t biased = word ^ 0x80808080u;
     uint32_t bits[4];
 #pragma unroll
@@ -119,21 +136,26 @@ struct Int8Product {
     first = pick_bytes(bits[0], bits[1], 0x7632u);
     second = pick_bytes(bits[2], bits[3], 0x7632u);
   }
+  // The inputs of lines 0 to 3, and of lines 4 to 7.
+  static GPTX_DEVICE void expand(uint32_t (&a)[2][4], const uint4& weights) {
+    expand_word(weights.x, a[0][0], a[0][2]);
+    expand_word(weights.y, a[0][1], a[0][3]);
+    expand_word(weights.z, a[1][0], a[1][2]);
+    expand_word(weights.w, a[1][1], a[1][3]);
+  }
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<4>& operand) {
-    uint32_t near[4], far[4];  // inputs of line t, and of line t + 4
-    expand(weights.x, near[0], near[2]);
-    expand(weights.y, near[1], near[3]);
-    expand(weights.z, far[0], far[2]);
-    expand(weights.w, far[1], far[3]);
+    uint32_t a[2][4];
+    expand(a, weights);
     const uint32_t front[2] = {operand.word[0], operand.word[1]};
     const uint32_t back[2] = {operand.word[2], operand.word[3]};
-    mma_bf16(c, near, front);
-    mma_bf16(c, far, back);
+    mma_bf16(c, a[0], front);
+    mma_bf16(c, a[1], back);
   }
-  static GPTX_DEVICE void store(std::byte* p, const float (&x)[4], const RowScale&, float) {
-    auto* const words = reinterpret_cast<uint32_t*>(p);
-    words[0] = bf16_pair(x[0], x[1]);
-    words[1] = bf16_pair(x[2], x[3]);
+  static GPTX_DEVICE void multiply_unit(Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t operand, bool adds) {
+    wgmma_bf16(c, a, operand, adds);
+  }
+  static GPTX_DEVICE Operand<2> round(const float (&x)[4], const RowScale&, float) {
+    return {{bf16_pair(x[0], x[1]), bf16_pair(x[2], x[3])}};
   }
   static GPTX_DEVICE float finish(Sum sum, const RowScale&, const Column& column) {
     return fmaf(sum, column.scale, column.bias);
@@ -149,12 +171,18 @@ struct Int8FastProduct {
   static constexpr int kManyGroups = 8;
   static constexpr int kManyBlocks = 1;
   static constexpr bool kScaledRows = true;
+  static constexpr bool kWarpgroups = true;
 
+  static GPTX_DEVICE void expand(uint32_t (&a)[1][4], const uint4& weights) { copy_words(a[0], weights); }
   static GPTX_DEVICE void multiply_add(Sum (&c)[4], const uint4& weights, const Operand<2>& operand) {
-    const uint32_t a[4] = {weights.x, weights.y, weights.z, weights.w};
-    mma_int8(c, a, operand.word);
+    uint32_t a[1][4];
+    expand(a, weights);
+    mma_int8(c, a[0], operand.word);
   }
-  static GPTX_DEVICE void store(std::byte* p, const float (&x)[4], const RowScale& row, float inverse) {
+  static GPTX_DEVICE void multiply_unit(Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t operand, bool adds) {
+    wgmma_int8(c, a, operand, adds);
+  }
+  static GPTX_DEVICE Operand<1> round(const float (&x)[4], const RowScale& row, float inverse) {
     uint32_t word = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -163,7 +191,7 @@ struct Int8FastProduct {
       const int32_t kept = q < least ? least : (q > most ? most : q);
       word |= static_cast<uint32_t>(kept + row.zero) << 8 * i;
     }
-    *reinterpret_cast<uint32_t*>(p) = word;
+    return {{word}};
   }
   static GPTX_DEVICE float finish(Sum sum, const RowScale& row, const Column& column) {
     const float exact = static_cast<float>(sum - row.zero * column.colsum);

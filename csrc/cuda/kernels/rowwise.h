@@ -111,9 +111,25 @@ GPTX_DEVICE void load_line(float (&value)[P::kInputs], const float* x, int line,
   for (int e = 0; e < P::kInputs; ++e) value[e] = k + e < columns ? x[k + e] : 0.0f;
 }
 
+// Who multiplies an operand decides how it lies.
+enum class Order { kFragments, kCores };
+
+// The words of a line of row `row`.
+template <class P, Order kOrder>
+GPTX_DEVICE void store_line(std::byte* operands, const Operand<P::kLaneWords / 2>& words, int row, int line, int tiles) {
+  if constexpr (kOrder == Order::kFragments) {
+    *reinterpret_cast<Operand<P::kLaneWords / 2>*>(operands + operand_offset(row, line, tiles, kLaneBytes<P>)) = words;
+  } else {
+#pragma unroll
+    for (int i = 0; i < P::kLaneWords / 2; ++i) {
+      *reinterpret_cast<uint32_t*>(operands + core_offset(row, line, i, tiles, kLaneBytes<P>)) = words.word[i];
+    }
+  }
+}
+
 // A row as operand `row`, zeros behind its end, by `threads` threads of which this is number `thread`. Several lines are
 // loaded before the first is stored.
-template <class P>
+template <class P, Order kOrder>
 GPTX_DEVICE void write_operand(std::byte* operands, const float* x, const Norm& norm, const RowStatistics& s, int row,
                                int columns, int tiles, int thread, int threads) {
   constexpr int kTogether = 4;
@@ -136,7 +152,7 @@ GPTX_DEVICE void write_operand(std::byte* operands, const float* x, const Norm& 
           if (k < columns) value[i][e] = normal_value(value[i][e], norm, s, k);
         }
       }
-      P::store(operands + operand_offset(row, line, tiles, kLaneBytes<P>), value[i], s.scale, s.inverse_scale);
+      store_line<P, kOrder>(operands, P::round(value[i], s.scale, s.inverse_scale), row, line, tiles);
     }
   }
 }
@@ -150,7 +166,7 @@ struct RowsView {
 };
 
 // Operands of many rows: a warp for each.
-template <class P>
+template <class P, Order kOrder>
 GPTX_KERNEL void make_operands(std::byte* operands, RowScale* scales, RowsView in, Norm norm, int rows,
                                int columns, int tiles) {
   let_next_kernel_start();
@@ -158,7 +174,7 @@ GPTX_KERNEL void make_operands(std::byte* operands, RowScale* scales, RowsView i
   const int row = block_x() * warp_count() + warp_index();
   if (row >= rows) return;
   const RowStatistics statistics = row_statistics<P>(in.row(row), norm, columns);
-  write_operand<P>(operands, in.row(row), norm, statistics, row, columns, tiles, lane_index(), kWarp);
+  write_operand<P, kOrder>(operands, in.row(row), norm, statistics, row, columns, tiles, lane_index(), kWarp);
   if (lane_index() == 0) scales[row] = statistics.scale;
 }
 

@@ -80,6 +80,92 @@ GPTX_DEVICE void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Warpgroups: 4 warps that begin at a multiple of 4 multiply together, and go on while they do (PTX ISA, "Asynchronous
+// Warpgroup Level Matrix Multiply-Accumulate Instructions"). Code for other architectures than 9.0a has none of it.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+inline constexpr bool kHasWarpgroups = true;
+#else
+inline constexpr bool kHasWarpgroups = false;
+#endif
+inline constexpr int kGroupsOfUnit = 8;  // groups of 8 rows of one product
+
+// Where b lies in shared memory: 8 rows by 16 bytes are together; from there, the bytes to the next 16 bytes of these rows
+// and to the next 8 rows. All are multiples of 16.
+GPTX_DEVICE uint64_t matrix_descriptor(const void* shared, int to_next_inputs, int to_next_rows) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  return uint64_t{(address & 0x3ffffu) >> 4} | static_cast<uint64_t>(to_next_inputs >> 4) << 16 |
+         static_cast<uint64_t>(to_next_rows >> 4) << 32;
+}
+
+// What this thread stored or copied to shared memory is visible to the products of whoever passes a barrier after it.
+GPTX_DEVICE void publish_to_warpgroups() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// In front of products whose registers were written by something else.
+GPTX_DEVICE void begin_warpgroup_products() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+GPTX_DEVICE void close_warpgroup_products() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Waits until at most `Pending` closed groups are under way. Until then neither registers of a product may be touched.
+template <int Pending>
+GPTX_DEVICE void wait_warpgroup_products() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+#endif
+}
+// Keeps the compiler from moving uses of a sum across the asynchronous products.
+GPTX_DEVICE void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+GPTX_DEVICE void pin(int32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
+GPTX_DEVICE void pin(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
+
+// c += a b, or c = a b where it does not add: a is 16 x 8 words of each warp in fragments as above, b 8 words x 64 rows
+// in shared memory, c 8 fragments.
+GPTX_DEVICE void wgmma_bf16(float (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "{ .reg .pred adds; setp.ne.b32 adds, %37, 0;"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, adds, 1, 1, 0; }"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]),
+        "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]),
+        "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
+        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]),
+        "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]),
+        "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
+        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),
+        "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)));
+#endif
+}
+GPTX_DEVICE void wgmma_int8(int32_t (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile(
+      "{ .reg .pred adds; setp.ne.b32 adds, %37, 0;"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.u8 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, adds; }"
+      : "+r"(c[0][0]), "+r"(c[0][1]), "+r"(c[0][2]), "+r"(c[0][3]),
+        "+r"(c[1][0]), "+r"(c[1][1]), "+r"(c[1][2]), "+r"(c[1][3]),
+        "+r"(c[2][0]), "+r"(c[2][1]), "+r"(c[2][2]), "+r"(c[2][3]),
+        "+r"(c[3][0]), "+r"(c[3][1]), "+r"(c[3][2]), "+r"(c[3][3]),
+        "+r"(c[4][0]), "+r"(c[4][1]), "+r"(c[4][2]), "+r"(c[4][3]),
+        "+r"(c[5][0]), "+r"(c[5][1]), "+r"(c[5][2]), "+r"(c[5][3]),
+        "+r"(c[6][0]), "+r"(c[6][1]), "+r"(c[6][2]), "+r"(c[6][3]),
+        "+r"(c[7][0]), "+r"(c[7][1]), "+r"(c[7][2]), "+r"(c[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)));
+#endif
+}
+
 // The nearest number with 10 bits of mantissa, ties away from zero.
 GPTX_DEVICE float round_tf32(float x) {
   uint32_t bits;

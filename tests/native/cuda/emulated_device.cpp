@@ -38,7 +38,8 @@ class Device::Recording {
 };
 
 struct Device::State {
-  DeviceProperties properties{"emulated", 90, 4, 200 * 1024};
+  DeviceProperties properties{"emulated", static_cast<int>(number_from_environment("GPTX_EMULATED_CAPABILITY", 90)), 4,
+                              200 * 1024};
   std::vector<std::unique_ptr<std::byte[], Free>> memory;
   size_t free_bytes = number_from_environment("GPTX_EMULATED_BYTES", size_t{8} << 30);
   uint64_t seed = number_from_environment("GPTX_EMULATED_SEED", 1);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstddef>
 #include <cstdint>
 
@@ -116,12 +117,21 @@ void mma(const void* operation, Sum (&c)[4], const uint32_t (&a)[4], const uint3
   std::memcpy(c, out.c, sizeof c);
 }
 
+// The products of a word of a and a word of b, added to a sum.
+inline float dot_bf16(float sum, uint32_t x, uint32_t y) {
+  sum += as_float(x << 16) * as_float(y << 16);
+  return sum + as_float(x & 0xffff0000u) * as_float(y & 0xffff0000u);
+}
+inline int32_t dot_int8(int32_t sum, uint32_t x, uint32_t y) {
+  for (int shift = 0; shift < 32; shift += 8) {
+    sum += static_cast<int8_t>(x >> shift) * static_cast<uint8_t>(y >> shift);
+  }
+  return sum;
+}
+
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static const char operation = 0;
-  mma(&operation, c, a, b, [](float sum, uint32_t x, uint32_t y) {
-    sum += as_float(x << 16) * as_float(y << 16);
-    return sum + as_float(x & 0xffff0000u) * as_float(y & 0xffff0000u);
-  });
+  mma(&operation, c, a, b, dot_bf16);
 }
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static const char operation = 0;
@@ -131,12 +141,76 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static const char operation = 0;
-  mma(&operation, c, a, b, [](int32_t sum, uint32_t x, uint32_t y) {
-    for (int shift = 0; shift < 32; shift += 8) {
-      sum += static_cast<int8_t>(x >> shift) * static_cast<uint8_t>(y >> shift);
+  mma(&operation, c, a, b, dot_int8);
+}
+
+inline constexpr bool kHasWarpgroups = true;
+inline constexpr int kGroupsOfUnit = 8;
+
+// The bits of PTX: where it begins, to the next 16 bytes of a row, to the next 8 rows, each in units of 16 bytes.
+inline uint64_t matrix_descriptor(const void* shared, int to_next_inputs, int to_next_rows) {
+  const auto begin = static_cast<const std::byte*>(shared) - shared_memory();
+  return static_cast<uint64_t>(begin) >> 4 | static_cast<uint64_t>(to_next_inputs >> 4) << 16 |
+         static_cast<uint64_t>(to_next_rows >> 4) << 32;
+}
+
+inline void publish_to_warpgroups() { emulator::current().published = true; }
+inline void begin_warpgroup_products() { emulator::current().products_begun = true; }
+inline void close_warpgroup_products() {
+  emulator::Fiber& me = emulator::current();
+  me.products_begun = false;
+  me.closed.push_back(me.products);
+}
+template <int Pending>
+void wait_warpgroup_products() {
+  emulator::wait_for_products(Pending);
+}
+template <class T>
+void pin(T&) {}
+
+template <class Sum, class Dot>
+void wgmma(const void* operation, Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds, Dot dot) {
+  emulator::Product mine;
+  mine.operation = operation;
+  mine.b = b;
+  mine.adds = adds;
+  mine.c[0] = c;
+  mine.a[0] = a;
+  const std::byte* const shared = shared_memory();
+  // Whether wgmma adds up in another order than mma.sync.
+  const bool backwards = std::getenv("GPTX_EMULATED_BACKWARDS") != nullptr;
+  mine.multiply = [shared, dot, backwards](const emulator::Product& p) {
+    const std::byte* const begin = shared + (p.b & 0x3fffu) * 16;
+    const size_t to_next_inputs = (p.b >> 16 & 0x3fffu) * 16, to_next_rows = (p.b >> 32 & 0x3fffu) * 16;
+    for (int output = 0; output < 64; ++output) {
+      for (int row = 0; row < 64; ++row) {
+        const int lane = output / 16 * kWarp + output % 8 * 4;
+        auto* const sums = static_cast<Sum(*)[4]>(p.c[lane + row % 8 / 2]);
+        Sum& out = sums[row / 8][output % 16 / 8 * 2 + row % 2];
+        Sum sum = p.adds ? out : Sum{0};
+        for (int i = 0; i < 8; ++i) {
+          const int k = backwards ? 7 - i : i;
+          uint32_t word;
+          std::memcpy(&word,
+                      begin + static_cast<size_t>(row / 8) * to_next_rows +
+                          static_cast<size_t>(k / 4) * to_next_inputs + row % 8 * 16 + k % 4 * 4,
+                      4);
+          sum = dot(sum, p.a[lane + k % 4][output % 16 / 8 + k / 4 * 2], word);
+        }
+        out = sum;
+      }
     }
-    return sum;
-  });
+  };
+  emulator::ask_for_product(std::move(mine));
+}
+
+inline void wgmma_bf16(float (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  static const char operation = 0;
+  wgmma(&operation, c, a, b, adds, dot_bf16);
+}
+inline void wgmma_int8(int32_t (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
+  static const char operation = 0;
+  wgmma(&operation, c, a, b, adds, dot_int8);
 }
 
 inline float round_tf32(float x) {
@@ -179,6 +253,7 @@ inline void copy_16_bytes_async(void* shared, const void* global, bool exists) {
 inline void close_async_group() { emulator::current().copies.emplace_back(); }
 template <int Pending>
 void wait_async_groups() {
+  emulator::current().published = false;
   auto& groups = emulator::current().copies;
   while (groups.size() > Pending + 1) {
     for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);

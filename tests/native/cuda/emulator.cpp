@@ -61,6 +61,12 @@ void to_fiber(Fiber& f) {
   running = nullptr;
 }
 
+Warpgroup& my_warpgroup() { return running->block->warpgroups[static_cast<size_t>(running->thread / (4 * kLanes))]; }
+
+void multiply_until(Warpgroup& group, size_t end) {
+  for (; group.done < end; ++group.done) group.products[group.done].multiply(group.products[group.done]);
+}
+
 void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &host.bottom, &host.bytes);
@@ -70,6 +76,7 @@ void fiber_main() {
     for (const auto& group : running->copies) {
       if (!group.empty()) throw std::logic_error("a kernel ended before its copies");
     }
+    if (running->products > my_warpgroup().done) throw std::logic_error("a kernel ended before its products");
   } catch (...) {
     failure = std::current_exception();
   }
@@ -106,6 +113,36 @@ void sync_block() {
   }
 }
 
+void ask_for_product(Product mine) {
+  Fiber& me = *running;
+  Warpgroup& group = my_warpgroup();
+  if (!me.published) throw std::logic_error("a product of what was not published to warpgroups");
+  if (!me.products_begun) throw std::logic_error("a product that was not begun");
+  if (me.products == group.products.size()) group.products.push_back(mine);
+  Product& product = group.products[me.products++];
+  if (product.operation != mine.operation || product.b != mine.b || product.adds != mine.adds) {
+    throw std::logic_error("the threads of a warpgroup ask for different products");
+  }
+  const int lane = me.thread % (4 * kLanes);
+  product.c[lane] = mine.c[0];
+  product.a[lane] = mine.a[0];
+  if (++product.asked < 4 * kLanes) return;
+  if (random_number() % 2 == 0) multiply_until(group, me.products);
+  for (Fiber* f : std::exchange(group.waiting, {})) make_ready(f);
+}
+
+void wait_for_products(size_t pending) {
+  Fiber& me = *running;
+  if (me.closed.size() <= pending) return;
+  const size_t end = me.closed[me.closed.size() - 1 - pending];
+  Warpgroup& group = my_warpgroup();
+  while (end > 0 && group.products[end - 1].asked < 4 * kLanes) {
+    group.waiting.push_back(&me);
+    suspend();
+  }
+  multiply_until(group, end);
+}
+
 void wait_for_previous_kernel() {
   running->waited = true;
   if (Scheduler::front_complete(*running_grid)) return;
@@ -134,6 +171,7 @@ void Grid::start_block() {
   block->shared.reset(static_cast<std::byte*>(shared));
   std::memset(block->shared.get(), 0xCD, shape.shared_bytes);
   block->warps.resize(static_cast<size_t>(shape.threads / kLanes));
+  block->warpgroups.resize((block->warps.size() + 3) / 4);
   block->fibers.resize(static_cast<size_t>(shape.threads));
   block->alive = shape.threads;
   for (int t = 0; t < shape.threads; ++t) {

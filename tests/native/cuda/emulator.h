@@ -42,6 +42,10 @@ struct Fiber {
     unsigned char bytes[16];
   };
   std::vector<std::vector<Copy>> copies = {{}};  // groups, the last one open
+  bool published = true;              // whether products of warpgroups may see what was copied
+  bool products_begun = false;
+  size_t products = 0;                // of its warpgroup, that this thread has asked for
+  std::vector<size_t> closed;         // how many it had asked for as it closed each group
   void* sanitizer_stack = nullptr;
 };
 
@@ -53,6 +57,24 @@ struct Warp {
   alignas(64) std::byte out[kLanes][64];
 };
 
+// A product of a warpgroup, which happens at any time between the last thread that asks for it and the first that waits
+// for it. Until then its registers are read and written where they are.
+struct Product {
+  const void* operation = nullptr;
+  uint64_t b = 0;
+  bool adds = false;
+  int asked = 0;
+  void* c[4 * kLanes] = {};
+  const uint32_t* a[4 * kLanes] = {};
+  std::function<void(const Product&)> multiply;
+};
+
+struct Warpgroup {
+  std::vector<Product> products;
+  size_t done = 0;
+  std::vector<Fiber*> waiting;
+};
+
 struct Free {
   void operator()(std::byte* p) const { std::free(p); }
 };
@@ -61,6 +83,7 @@ struct Block {
   unsigned x, y, z;
   std::unique_ptr<std::byte[], Free> shared;
   std::vector<Warp> warps;
+  std::vector<Warpgroup> warpgroups;
   std::vector<Fiber> fibers;
   std::vector<Fiber*> waiting;  // at the barrier
   int alive = 0;
@@ -102,6 +125,9 @@ uint64_t random_number();
 
 void sync_block();
 void wait_for_previous_kernel();
+// Asks for a product as one thread of a warpgroup; waits for all but the last `pending` groups of them.
+void ask_for_product(Product mine);
+void wait_for_products(size_t pending);
 
 // A value from each lane in, one for each lane out, computed by whoever comes last.
 template <class In, class Out, class F>
