@@ -150,8 +150,15 @@ class Run:
                 chosen = ["float32", *precisions] if part == "check" else precisions
                 for precision in chosen if part not in ("build", "test") else ():
                     yield from weights(model, precision)
-                    for by in PEERS[precision] if part == "peers" else ("gptx",):
+                    for by in self._by(part, precision):
                         yield {"part": part, "model": model, "precision": precision, "by": by}
+
+    def _by(self, part: str, precision: str) -> tuple[str, ...]:
+        """Who runs a part: one after another, each in a process of its own."""
+        if part == "peers":
+            return PEERS[precision]
+        both = part == "prefill" and self._capability == 90  # wgmma, and mma.sync as elsewhere
+        return ("gptx", "gptx by warps") if both else ("gptx",)
 
     def _find_gptx(self, *, may_build: bool) -> bool:
         """Whether there is a gptx that can use the GPU: installed, or built here."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import workloads
 from gptx import _core
 from gptx.config import GPTConfig
+from gptx.loading import STEP_TOKENS
 from gptx.packing import padded
 from gpu_bench.roofline import Cost
 from peers import VARIANTS
@@ -76,10 +77,10 @@ def decode_cost(config: GPTConfig, precision: str, case: DecodeCase) -> Cost:
     )
 
 
-def prefill_cost(config: GPTConfig, precision: str, tokens: int) -> Cost:
-    """Of a whole prompt, with the logits of its last position."""
+def prefill_cost(config: GPTConfig, precision: str, tokens: int, prompts: int = 1) -> Cost:
+    """Of whole prompts, with the logits of their last positions."""
     weights = workloads.step_bytes(config, VARIANTS[f"gptx:{precision}"].storage, [])
-    return Cost(weights, workloads.prefill_flops(config, tokens))
+    return Cost(weights, prompts * workloads.prefill_flops(config, tokens))
 
 
 def open_engine(
@@ -108,6 +109,7 @@ def open_engine(
         dict(packed),
         device="cuda",
         cuda_library=library,
+        step_tokens=STEP_TOKENS["cuda"],
         kv_cache_bytes=blocks * block * itemsize,
         **options,
     )
@@ -188,16 +190,16 @@ def time_decode(
 
 
 def time_prefill(
-    engine: _core.Engine, config: GPTConfig, tokens: int, repeats: int
+    engine: _core.Engine, config: GPTConfig, tokens: int, repeats: int, prompts: int = 1
 ) -> list[Sample]:
-    """Samples of one prompt, from its submission to its first new token."""
+    """Samples of prompts of one length, from their submission to their first new tokens."""
     samples = []
     for repeat in range(2 + repeats):
-        prompts = random_prompts(config, [tokens], seed=repeat)
+        ids = random_prompts(config, [tokens] * prompts, seed=repeat)
         begin = time.perf_counter()
-        generate(engine, prompts, 1)
+        generate(engine, ids, 1)
         if repeat >= 2:
-            samples.append(Sample(tokens, time.perf_counter() - begin))
+            samples.append(Sample(tokens * prompts, time.perf_counter() - begin))
     return samples
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import sys
 import time
@@ -23,7 +24,8 @@ from measuring import Spread
 
 BATCHES = (1, 8, 64)
 CONTEXTS = (128, 1023)
-PREFILL = (512, 1023)
+PREFILL = ((1, 512), (1, 1023), (4, 512))  # prompts, tokens of each
+_PEERS_PROMPT = 512
 
 Task = dict[str, Any]
 Records = Iterator[dict[str, Any]]
@@ -139,6 +141,7 @@ def check(task: Task) -> Records:
     reference = Gpt(config, weights.unpack(config, task["precision"], packed), "cuda")
     engine = open_engine(task, sequences=16)
     found = checking.check(config, task["precision"], engine, reference.logits)
+    found["kernels"] = engine.isa
     if found["failures"]:
         found["failed"] = "; ".join(found["failures"])
     yield found
@@ -154,11 +157,14 @@ def decode(task: Task) -> Records:
 
 def prefill(task: Task) -> Records:
     config = weights.config_named(task["model"])
-    engine = open_engine(task, sequences=1)
-    for tokens in PREFILL:
-        samples = driving.time_prefill(engine, config, tokens, repeats=20)
-        cost = driving.prefill_cost(config, task["precision"], tokens)
-        yield {"tokens": tokens, **figures(samples, cost)}
+    if task["by"] == "gptx by warps":
+        os.environ["GPTX_CUDA_WGMMA"] = "0"
+    engine = open_engine(task, sequences=4)
+    for prompts, tokens in PREFILL:
+        samples = driving.time_prefill(engine, config, tokens, repeats=20, prompts=prompts)
+        cost = driving.prefill_cost(config, task["precision"], tokens, prompts)
+        about = {"prompts": prompts, "tokens": tokens, "kernels": engine.isa}
+        yield about | figures(samples, cost)
 
 
 def end_to_end(task: Task) -> Records:
@@ -189,7 +195,7 @@ def peers(task: Task) -> Records:
     tensors = weights.unpack(config, task["precision"], packed)
     del packed
     name = task["by"].removeprefix("torch ")
-    for record in torch_peers.measure(config, tensors, name, cases(task), PREFILL[0], "cuda"):
+    for record in torch_peers.measure(config, tensors, name, cases(task), _PEERS_PROMPT, "cuda"):
         samples, case = record.pop("samples", None), record.pop("case", None)
         if samples is None:
             record |= {"batch": case.batch, "context": case.context}
@@ -197,7 +203,7 @@ def peers(task: Task) -> Records:
             record |= decode_figures(task, case, samples)
         else:
             cost = driving.prefill_cost(config, task["precision"], record["tokens"])
-            record |= figures(samples, cost)
+            record |= {"prompts": 1} | figures(samples, cost)
         yield record
 
 

@@ -29,11 +29,11 @@ def render(report: dict[str, Any]) -> str:
             lambda record: f"{record['batch']} x {record['context']:.0f}",
         ),
         _table(
-            f"prefill: {_SHOWN}, TFLOP/s",
+            f"prefill, prompts x tokens: {_SHOWN}, TFLOP/s",
             [record for record in timed if record["part"] == "prefill"],
             roof,
-            ("tokens",),
-            lambda record: f"{record['tokens']} tokens",
+            ("prompts", "tokens"),
+            lambda record: f"{record['prompts']} x {record['tokens']}",
         ),
         _table(
             f"end to end, 128 new tokens after 32: {_SHOWN}",
@@ -97,8 +97,8 @@ def _agreement(records: Iterable[Record], about: Record) -> str:
             most = max(agreement["max_difference"] for agreement in found)
             others = sum(agreement["other_tokens"] for agreement in found)
             return (
-                f"error {', '.join(errors)} of {record['bound']:.0e}, largest {most:.1e}, "
-                f"{others} near ties"
+                f"{record['kernels']}, error {', '.join(errors)} of {record['bound']:.0e}, "
+                f"largest {most:.1e}, {others} near ties"
             )
     return ""
 
@@ -126,7 +126,7 @@ def _table(
             lines.append(
                 [_ROW.format(*group, by), *(_cell(row.get(column), roof) for column in columns)]
             )
-        if "gptx" in rows and len(rows) > 1:
+        if "gptx" in rows and any(not by.startswith("gptx") for by in rows):
             label = _ROW.format(*group, "gptx : best")
             lines.append([label, *(_ratio(rows, column) for column in columns)])
     width = 2 + max(len(cell) for _, *line in lines for cell in line)
@@ -154,5 +154,6 @@ def _ratio(rows: dict[str, dict[str, Record]], column: str) -> str:
     medians = {
         by: row[column]["tokens_per_second"]["median"] for by, row in rows.items() if column in row
     }
-    ours = medians.pop("gptx", None)
-    return f"{ours / max(medians.values()):.2f}" if ours and medians else "-"
+    ours = medians.get("gptx")
+    peers = [median for by, median in medians.items() if not by.startswith("gptx")]
+    return f"{ours / max(peers):.2f}" if ours and peers else "-"

@@ -156,6 +156,16 @@ def test_python_and_the_command_line_generate_on_a_device(path, library, monkeyp
     assert capsys.readouterr().out.startswith("ab")
 
 
+def test_a_gpu_computes_more_rows_at_once_unless_told_otherwise(path, library, monkeypatch):
+    monkeypatch.setenv("GPTX_CUDA_LIB", library)
+    for device, rows in (("cpu", 512), ("cuda", 2048)):
+        usual, told, few = (
+            gptx.load(path, device=device, kv_cache_bytes=1 << 20, step_tokens=n).plan().workspace
+            for n in (None, rows, 8)
+        )
+        assert usual == told > few
+
+
 def test_a_text_ends_at_its_end_token_within_a_step_of_several(path, library, monkeypatch):
     monkeypatch.setenv("GPTX_CUDA_LIB", library)
     cpu = gptx.load(path)

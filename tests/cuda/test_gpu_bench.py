@@ -163,7 +163,9 @@ def test_every_timed_token_is_counted_once(config, engine):
     samples = driving.time_decode(engine, config, case, repeats=2)
     assert case == DecodeCase(batch=3, prompt=36, steps=16)
     assert [sample.tokens for sample in samples] == [3 * 8] * (2 * 16 // 8)
-    assert [s.tokens for s in driving.time_prefill(engine, config, 90, repeats=3)] == [90] * 3
+    for prompts in (1, 2):
+        samples = driving.time_prefill(engine, config, 90, repeats=3, prompts=prompts)
+        assert [s.tokens for s in samples] == [90 * prompts] * 3
     whole = driving.time_end_to_end(engine, config, batch=4, prompt=8, new=12, repeats=2)
     assert [sample.tokens for sample in whole] == [4 * 12] * 2
     assert engine.free_blocks == free
@@ -238,6 +240,9 @@ def test_the_slower_of_memory_and_arithmetic_is_the_limit():
     assert roof.share(Cost(bytes=2e9, flops=1e12), seconds=4e-3) == pytest.approx(0.5)
     prefill = driving.prefill_cost(GPT2, "bfloat16", 512)
     assert prefill.flops == 2 * 12 * 12 * 768**2 * 512 + 2 * 12 * 768 * 512**2 + 2 * 50257 * 768
+    together = driving.prefill_cost(GPT2, "bfloat16", 512, prompts=4)
+    assert together.flops == 4 * prefill.flops
+    assert together.bytes == prefill.bytes
 
 
 # ---- records and tables -------------------------------------------------------------------------
@@ -262,6 +267,7 @@ def records():
     }
     agreement = {"relative_error": 3e-3, "max_difference": 2e-2, "other_tokens": 1}
     checked = {"part": "check", "model": "gpt2", "precision": "bfloat16", "bound": 2e-2}
+    checked["kernels"] = "sm_90 wgmma"
     return [
         yardsticks,
         checked | {"96 tokens": agreement, "1023 tokens": agreement | {"relative_error": 4e-3}},
@@ -279,7 +285,7 @@ def test_the_table_shows_medians_spread_and_share_and_what_is_missing():
     text = table.render({"records": records()})
     lines = text.splitlines()
     assert "a copy at 2.00 TB/s, products in bfloat16 at 500 TFLOP/s" in text
-    assert "error 3.0e-03, 4.0e-03 of 2e-02, largest 2.0e-02, 2 near ties" in text
+    assert "sm_90 wgmma, error 3.0e-03, 4.0e-03 of 2e-02, largest 2.0e-02, 2 near ties" in text
     rows = {" ".join(line[:34].split()): line[34:].split() for line in lines if "gpt2" in line}
     assert rows["gpt2 bfloat16 gptx"] == ["1,500", "±2%", "0.75", "9,000", "±2%", "4.50"]
     assert rows["gpt2 bfloat16 torch graph"] == ["1,000", "±2%", "0.50", "-"]
@@ -290,7 +296,10 @@ def test_the_table_shows_medians_spread_and_share_and_what_is_missing():
 
 
 def test_a_prompt_shows_its_arithmetic():
-    text = table.render({"records": [record("gptx", 1500.0, part="prefill", tokens=512)]})
+    text = table.render(
+        {"records": [record("gptx", 1500.0, part="prefill", prompts=4, tokens=512)]}
+    )
+    assert text.splitlines()[-2].strip() == "4 x 512"
     assert text.splitlines()[-1].split() == ["gpt2", "bfloat16", "gptx", "1,500", "±2%", "2"]
 
 
@@ -352,7 +361,14 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(option, capsys):
 
 
 def test_parts_run_in_their_order_each_after_its_weights(tmp_path):
-    arguments = ["--parts", "peers,check,decode", "--models", "gpt2", "--precisions", "int8"]
+    arguments = [
+        "--parts",
+        "peers,check,decode,prefill",
+        "--models",
+        "gpt2",
+        "--precisions",
+        "int8",
+    ]
     options = gpu.parse_options([*arguments, "--json", str(tmp_path / "out.json")])
     tasks = [
         " ".join(task.get(key, "") for key in ("part", "precision", "by")).strip()
@@ -360,7 +376,8 @@ def test_parts_run_in_their_order_each_after_its_weights(tmp_path):
     ]
     assert tasks == [
         *("weights float32", "check float32 gptx", "weights int8", "check int8 gptx"),
-        *("decode int8 gptx", "peers int8 torch int8"),
+        *("decode int8 gptx", "prefill int8 gptx", "prefill int8 gptx by warps"),
+        "peers int8 torch int8",
     ]
 
 
