@@ -76,14 +76,29 @@ CudaBackend::CudaBackend(Device& device, const GptConfig& config, Precision prec
   partials_ = static_cast<float*>(device.allocate(partials_capacity_ * sizeof(float), "activations"));
 }
 
-RowsView CudaBackend::make_rows(size_t rows, size_t columns) {
+BackendRows CudaBackend::make_rows(size_t rows, size_t columns) {
   const int stride = round_up(static_cast<int>(columns), 32);
   const size_t bytes = rows * static_cast<size_t>(stride) * sizeof(float);
-  return {static_cast<float*>(device_.allocate(bytes, "activations")), stride};
+  return {{static_cast<float*>(device_.allocate(bytes, "activations")), stride}, {}, {}};
 }
 
-RowsView CudaBackend::make_logits(size_t rows, size_t vocab_size) {
-  RowsView view = make_rows(rows, vocab_size);
+// What is in a tile behind the last column stays zero: nobody writes there, and each order has memory of its own.
+BackendRows CudaBackend::make_operand_rows(size_t rows, size_t columns) {
+  if (matmul_.scales_rows) return make_rows(rows, columns);
+  const int tiles = tiles_for(static_cast<int>(columns), matmul_.inputs);
+  const auto rounded = [&](size_t n, Order order) -> RoundedRows {
+    const auto groups = static_cast<size_t>(ceil_div(static_cast<int>(n), kRows));
+    const size_t bytes = groups * static_cast<size_t>(tiles) * matmul_.operand_tile_bytes;
+    return {static_cast<std::byte*>(device_.allocate(bytes, "activations")), tiles, matmul_.inputs, order};
+  };
+  BackendRows out = make_rows(std::min<size_t>(rows, kRows), columns);
+  out.few = rounded(std::min<size_t>(rows, kFewRows), Order::kFragments);
+  out.many = rounded(rows, warpgroups_ ? Order::kCores : Order::kFragments);
+  return out;
+}
+
+BackendRows CudaBackend::make_logits(size_t rows, size_t vocab_size) {
+  BackendRows view = make_rows(rows, vocab_size);
   const auto panels = static_cast<size_t>(ceil_div(static_cast<int>(vocab_size), kPanel));
   weights_ = static_cast<double*>(device_.allocate(rows * vocab_size * sizeof(double), "activations"));
   view.maxima = static_cast<uint64_t*>(device_.allocate(rows * panels * sizeof(uint64_t), "activations"));
@@ -118,30 +133,36 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
                   .scales = nullptr,
                   .out = out,
                   .panels_per_block = 1};
-  const bool alone = matmul_.makes_operands(device_, task);
+  const RoundedRows rounded = in.rounded(rows);
+  const bool made = rounded.operands != nullptr;
+  const bool alone = !made && matmul_.makes_operands(device_, task);
   const bool few = alone || (task.rows <= kFewRows && matmul_.fits_few(device_, task));
   if (!few && out.rows.maxima != nullptr) {
     throw DeviceError("rows of " + std::to_string(task.depth) + " inputs are too wide for this device");
   }
-  if (!alone) {
-    const Order order = warpgroups_ && !few ? Order::kCores : Order::kFragments;
+  const Order order = made ? rounded.order : (warpgroups_ && !few ? Order::kCores : Order::kFragments);
+  if (!made && !alone) {
     matmul_.make_operands(device_, order, operands_, scales_, in, norm, task.rows, task.depth, task.tiles);
-    task.operands = operands_;
+  }
+  if (!alone) {
+    task.operands = made ? rounded.operands : operands_;
     task.scales = scales_;
     task.norm = {};
   }
-  if (!few) return (warpgroups_ ? matmul_.linear_warpgroup : matmul_.linear_many)(device_, task);
+  if (!few) return (order == Order::kCores ? matmul_.linear_warpgroup : matmul_.linear_many)(device_, task);
   const size_t blocks = matmul_.linear_few(device_, task);
   if (out.rows.maxima != nullptr) maxima_ = static_cast<int>(blocks);
 }
 
 void CudaBackend::norm_linear(Rows& out, const Rows& x, const Norm& norm, const Linear& linear, size_t rows) {
+  const RoundedRows rounded = out.rounded(rows);
   run(x, norm, linear, rows,
-      {.kind = Output::kStore,
+      {.kind = rounded.operands == nullptr ? Output::kStore : Output::kRound,
        .activation = linear.activation,
        .rows = out,
        .columns = linear.weight->outputs,
-       .cache = {}});
+       .cache = {},
+       .rounded = rounded});
 }
 
 void CudaBackend::add_linear(Rows& x, const Rows& act, const Linear& linear, size_t rows) {
@@ -150,7 +171,8 @@ void CudaBackend::add_linear(Rows& x, const Rows& act, const Linear& linear, siz
        .activation = Activation::kNone,
        .rows = x,
        .columns = linear.weight->outputs,
-       .cache = {}});
+       .cache = {},
+       .rounded = {}});
 }
 
 void CudaBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& norm, const Linear& c_attn,
@@ -161,15 +183,17 @@ void CudaBackend::self_attention(Rows& y, Rows& qkv, const Rows& x, const Norm& 
        .activation = Activation::kNone,
        .rows = qkv,
        .columns = 3 * heads_ * kv_layout_.head_width,
-       .cache = cache});
+       .cache = cache,
+       .rounded = {}});
   if (kv_layout_.scaled) {
     launch(device_, {.x = batch.size(), .y = static_cast<size_t>(heads_), .threads = 2 * kWarp}, append_int8, qkv,
            cache);
   }
-  const QueryList& list =
-      queries.data() == batch.queries.data() ? tables_.queries() : tables_.kept_queries();
+  const bool all = queries.data() == batch.queries.data();
+  const QueryList& list = all ? tables_.queries() : tables_.kept_queries();
   AttentionTask task{.qkv = qkv,
                      .out = y,
+                     .rounded = y.rounded(all ? batch.size() : batch.kept_rows.size()),
                      .cache = cache,
                      .queries = list.many,
                      .scale = scale,

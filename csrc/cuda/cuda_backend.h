@@ -24,9 +24,20 @@ struct PositionView {
   int stride;
 };
 
+// Rows of floats; those that only another product reads are its operands instead, unless they are so few that it makes
+// them itself.
+struct BackendRows : RowsView {
+  RoundedRows few, many;  // of up to kFewRows rows, and of more
+
+  RoundedRows rounded(size_t rows) const {
+    if (rows <= kRows) return {};
+    return rows <= kFewRows ? few : many;
+  }
+};
+
 class CudaBackend {
  public:
-  using Rows = RowsView;
+  using Rows = BackendRows;
   using TokenTable = Matrix;
   using PositionTable = PositionView;
   using Norm = cuda::Norm;
@@ -40,6 +51,8 @@ class CudaBackend {
 
   // Float rows of this backend's memory.
   Rows make_rows(size_t rows, size_t columns);
+  // The same for rows that only the input of `add_linear` is made of.
+  Rows make_operand_rows(size_t rows, size_t columns);
   // Rows whose largest values are kept when they are computed; at most `kFewRows`.
   Rows make_logits(size_t rows, size_t vocab_size);
 

@@ -14,6 +14,7 @@ inline constexpr int kFewRows = 64;
 struct MatmulKernels {
   int inputs;                // of a word of weights
   size_t operand_tile_bytes;
+  bool scales_rows;          // whether all of a row has to be seen to round it
   void (*make_operands)(Device&, Order order, std::byte* operands, RowScale* scales, const RowsView& in,
                         const Norm& norm, int rows, int columns, int tiles);
   // Whether linear_few can make the operands of these rows itself.

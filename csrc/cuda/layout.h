@@ -33,13 +33,16 @@ constexpr int word_of(int line, int output) {
   return ((output & 7) * 4 + (line & 3)) * 4 + (output >> 3) + 2 * (line >> 2);
 }
 
+// The line of input k, a word of which holds 1, 2 or 4 inputs, without a division.
+constexpr int line_of(int k, int inputs) { return k >> (inputs >> 1); }
+
 // Where input k of an output lies in a matrix whose words hold `inputs` inputs, in bytes.
 constexpr size_t weight_offset(int output, int k, int tiles, int inputs) {
-  const int line = k / inputs;
+  const int line = line_of(k, inputs);
   const size_t tile = static_cast<size_t>(output / kPanel) * static_cast<size_t>(tiles) +
                       static_cast<size_t>(line / kTileLines);
   return tile * kTileBytes + static_cast<size_t>(word_of(line % kTileLines, output % kPanel)) * 4 +
-         static_cast<size_t>(k % inputs * (4 / inputs));
+         static_cast<size_t>((k & (inputs - 1)) * (4 >> (inputs >> 1)));
 }
 
 // Where the inputs of a line begin in the operand of a row, in bytes; `lane_bytes` a lane has of each tile.

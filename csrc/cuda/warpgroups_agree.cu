@@ -101,7 +101,8 @@ bool warpgroups_agree(Device& device, const MatmulKernels& kernels) {
                             .activation = Activation::kNone,
                             .rows = out,
                             .columns = kPanels * kPanel,
-                            .cache = {}},
+                            .cache = {},
+                            .rounded = {}},
                     .panels_per_block = 1});
     std::vector<std::byte> bytes(sizes.out);
     device.download(bytes.data(), out.data, sizes.out);

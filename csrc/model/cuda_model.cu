@@ -71,8 +71,8 @@ struct gptx_cuda_model {
         gpt_(config_, load_weights<CudaBackend, cuda::Activation>(config_, Loader{*this, source_of(o)}),
              {.x = backend_.make_rows(o.rows, config_.n_embd),
               .qkv = backend_.make_rows(o.rows, qkv_width(config_)),
-              .y = backend_.make_rows(o.rows, config_.n_embd),
-              .mlp = backend_.make_rows(o.rows, config_.n_inner),
+              .y = backend_.make_operand_rows(o.rows, config_.n_embd),
+              .mlp = backend_.make_operand_rows(o.rows, config_.n_inner),
               .logits = backend_.make_logits(o.logit_rows, config_.vocab_size)}),
         final_gain_(config_.n_embd),
         final_bias_(config_.n_embd) {

@@ -24,6 +24,7 @@ struct QueryItem {
 struct AttentionTask {
   RowsView qkv;   // [T, H, 3, Dp]
   RowsView out;   // [T, H D]
+  RoundedRows rounded;  // instead of `out`, unless null
   CacheView cache;
   const QueryItem* queries;
   float scale;
@@ -259,7 +260,13 @@ struct Attention {
   }
 
   GPTX_DEVICE void write(int r, int d, float out, float l) const {
-    if (d < kv.head_size) task.out.row(query.out_row + r)[head * kv.head_size + d] = out / l;
+    if (d >= kv.head_size) return;
+    const int row = query.out_row + r, n = head * kv.head_size + d;
+    if (task.rounded.operands == nullptr) {
+      task.out.row(row)[n] = out / l;
+    } else {
+      task.rounded.store(row, n, out / l);
+    }
   }
 };
 

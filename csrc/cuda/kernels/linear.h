@@ -12,15 +12,25 @@ namespace gptx::cuda {
 
 enum class Activation : int { kNone, kGeluNew, kGelu, kRelu };
 
-GPTX_DEVICE float activate(Activation activation, float x) {
+// x / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation.
+GPTX_DEVICE float gelu_new(float x) {
+  return divide(x, 1.0f + expf(x * fmaf(x * x, -0.0713548163f, -1.5957691216f)));
+}
+GPTX_DEVICE float gelu(float x) { return 0.5f * x * erfcf(-0.7071067812f * x); }
+GPTX_DEVICE float relu(float x) { return x > 0.0f ? x : (x < 0.0f ? 0.0f : x); }
+
+template <int N>
+GPTX_DEVICE void activate(Activation activation, float (&x)[N]) {
+  const auto each = [&](auto f) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) x[i] = f(x[i]);
+  };
   switch (activation) {
-    case Activation::kNone: return x;
-    // x / (1 + e^(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation.
-    case Activation::kGeluNew: return x / (1.0f + expf(x * fmaf(x * x, -0.0713548163f, -1.5957691216f)));
-    case Activation::kGelu: return 0.5f * x * erfcf(-0.7071067812f * x);
-    case Activation::kRelu: return x > 0.0f ? x : (x < 0.0f ? 0.0f : x);
+    case Activation::kNone: return;
+    case Activation::kGeluNew: return each([](float v) { return gelu_new(v); });
+    case Activation::kGelu: return each([](float v) { return gelu(v); });
+    case Activation::kRelu: return each([](float v) { return relu(v); });
   }
-  return x;
 }
 
 // Where the K and V of a step go.
@@ -55,14 +65,20 @@ GPTX_DEVICE void store_cached(std::byte* p, int inputs, float x) {
   }
 }
 
+// What output n of c_attn is: number d of a head's query, key or value.
+struct QkvColumn {
+  int head, part, d;
+};
+
 // Where outputs go.
 struct Output {
-  enum Kind : int { kStore, kAdd, kQkv };
+  enum Kind : int { kStore, kRound, kAdd, kQkv };
   Kind kind;
   Activation activation;
   RowsView rows;
   int columns;      // outputs that exist
-  CacheView cache;  // kQkv: K and V go there too, unless it wants a scale for each row
+  CacheView cache;      // kQkv: K and V go there too, unless it wants a scale for each row
+  RoundedRows rounded;  // kRound: instead of `rows`
 
   GPTX_DEVICE RowPlace place_of(int row) const {
     if (kind != kQkv) return {};
@@ -70,24 +86,33 @@ struct Output {
     return {cache.block_tables[cache.row_tables[row] + position / kBlock], position % kBlock};
   }
 
+  GPTX_DEVICE QkvColumn column_of(int n) const {
+    if (kind != kQkv) return {};
+    const int width = cache.layout.head_width, head = n / (3 * width), rest = n - head * 3 * width;
+    const int part = rest < width ? 0 : (rest < 2 * width ? 1 : 2);
+    return {head, part, rest - part * width};
+  }
+
   // What is there already, to be asked for early.
   GPTX_DEVICE float present(int row, int n) const {
     return kind == kAdd && n < columns ? rows.row(row)[n] : 0.0f;
   }
 
-  GPTX_DEVICE void write(int row, int n, float value, float present, const RowPlace& place) const {
+  // A value behind the activation.
+  GPTX_DEVICE void write(int row, int n, const QkvColumn& column, float value, float present,
+                         const RowPlace& place) const {
     if (n >= columns) return;
     float* const p = rows.row(row) + n;
     switch (kind) {
-      case kStore: *p = activate(activation, value); return;
+      case kStore: *p = value; return;
+      case kRound: rounded.store(row, n, value); return;
       case kAdd: *p = present + value; return;
-      case kQkv: write_qkv(p, n, value, place); return;
+      case kQkv: write_qkv(p, column, value, place); return;
     }
   }
 
-  GPTX_DEVICE void write_qkv(float* p, int n, float value, const RowPlace& place) const {
-    const int width = cache.layout.head_width;
-    const int head = n / (3 * width), part = n / width % 3, d = n % width;
+  GPTX_DEVICE void write_qkv(float* p, const QkvColumn& column, float value, const RowPlace& place) const {
+    const auto [head, part, d] = column;
     if (part == 0 || cache.layout.scaled) *p = value;
     if (part == 0 || cache.layout.scaled) return;
     const int inputs = cache.layout.inputs;

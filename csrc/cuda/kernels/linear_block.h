@@ -33,52 +33,159 @@ struct Stage {
   }
 };
 
-// Writes the sums of a warp, of `Panels` panels from `first_panel` on by `Groups` groups from `first_group` on, by way
-// of its own part of shared memory, so that a lane writes one output of every row.
+// The sums of a warp, of `Panels` panels from `first_panel` on by `Groups` groups from `first_group` on, in its part of
+// shared memory, so that the lanes can share out the outputs as suits the place where they go.
 template <class P, int Panels, int Groups>
-GPTX_DEVICE void write_sums(const LinearTask& task, const typename P::Sum (&total)[Panels][Groups][4], std::byte* shared,
-                            int first_panel, int first_group) {
+struct WarpSums {
   using Sum = typename P::Sum;
-  auto* const sums = reinterpret_cast<Sum*>(shared) + warp_index() * Panels * Groups * kTileWords;
+  static constexpr int kFragment = kTileWords + 16;  // those of two groups begin in different banks
+  static constexpr size_t kBytes = sizeof(Sum) * Panels * Groups * kFragment;
+
+  const LinearTask& task;
+  Sum* sums;
+  int first_panel, first_group;
+
+  GPTX_DEVICE WarpSums(const LinearTask& t, const Sum (&total)[Panels][Groups][4], std::byte* shared, int panel, int group)
+      : task(t),
+        sums(reinterpret_cast<Sum*>(shared) + warp_index() * Panels * Groups * kFragment),
+        first_panel(panel),
+        first_group(group) {
 #pragma unroll
-  for (int p = 0; p < Panels; ++p) {
+    for (int p = 0; p < Panels; ++p) {
 #pragma unroll
-    for (int g = 0; g < Groups; ++g) {
+      for (int g = 0; g < Groups; ++g) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[((p * Groups + g) * kWarp + lane_index()) * 4 + i] = total[p][g][i];
+        for (int i = 0; i < 4; ++i) sums[(p * Groups + g) * kFragment + lane_index() * 4 + i] = total[p][g][i];
+      }
+    }
+    sync_warp();
+  }
+
+  // Of output 0 to 15 of a panel, and row 0 to 7 of a group.
+  GPTX_DEVICE Sum at(int panel, int group, int output, int row) const {
+    return sums[(panel * Groups + group) * kFragment + (output % 8 * 4 + row / 2) * 4 + row % 2 + output / 8 * 2];
+  }
+
+  GPTX_DEVICE RowScale scale_of(int row) const {
+    if constexpr (P::kScaledRows) return task.scales[row];
+    return {};
+  }
+
+  template <Order kOrder>
+  GPTX_DEVICE void write() const {
+    switch (task.out.kind) {
+      case Output::kStore:
+      case Output::kAdd: return write_floats();
+      case Output::kRound:
+        if constexpr (kOrder == Order::kCores && !P::kScaledRows) return write_cores();
+        return write_each();
+      case Output::kQkv: return write_each();
     }
   }
-  sync_warp();
-  // A lane has one output of the warp's; with one panel, half of the lanes have the odd batches of rows.
-  const int output = lane_index() % kPanel, panel = lane_index() / kPanel % Panels;
-  const int n = (first_panel + panel) * kPanel + output;
-  if (n >= task.out.columns) return;
-  const Column column = task.columns.at(n);
-  constexpr int kTogether = 8;
-  const int first_row = first_group * kRows;
-  constexpr int kLanesOfRows = kWarp / (Panels * kPanel);
-  const int first = lane_index() / (Panels * kPanel) * kTogether;
-  for (int base = first; base < Groups * kRows && first_row + base < task.rows; base += kLanesOfRows * kTogether) {
-    float present[kTogether];
-    RowPlace places[kTogether];
-    RowScale scales[kTogether];
+
+  // 16 bytes of a row at a time. What lies behind the last column, up to a multiple of 32, belongs to nobody.
+  GPTX_DEVICE void write_floats() const {
+    const int r = lane_index() / 4, output = lane_index() % 4 * 4;
+    const bool adds = task.out.kind == Output::kAdd;
+    constexpr int kTogether = 2;
+    static_assert(Groups % kTogether == 0 || Groups < kTogether);
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int row = first_row + base + i;
-      if (row >= task.rows) break;
-      present[i] = task.out.present(row, n);
-      places[i] = task.out.place_of(row);
-      scales[i] = P::kScaledRows ? task.scales[row] : RowScale{};
-    }
+    for (int p = 0; p < Panels; ++p) {
+      const int n = (first_panel + p) * kPanel + output;
+      if (n >= task.out.columns) return;
+      Column column[4];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int r = base + i;
-      if (first_row + r >= task.rows) break;
-      const int fragment = (panel * Groups + r / kRows) * kWarp + output % 8 * 4 + r % kRows / 2;
-      const Sum sum = sums[fragment * 4 + r % 2 + output / 8 * 2];
-      task.out.write(first_row + r, n, P::finish(sum, scales[i], column), present[i], places[i]);
+      for (int i = 0; i < 4; ++i) column[i] = task.columns.at(n + i);
+      const auto place = [&](int g) {
+        return reinterpret_cast<Floats<4>*>(task.out.rows.row((first_group + g) * kRows + r) + n);
+      };
+      const auto exists = [&](int g) { return g < Groups && (first_group + g) * kRows + r < task.rows; };
+#pragma unroll 1
+      for (int base = 0; base < Groups; base += kTogether) {
+        Floats<4> present[kTogether] = {};
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          if (adds && exists(base + i)) present[i] = *place(base + i);
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int g = base + i;
+          if (!exists(g)) break;
+          const RowScale scale = scale_of((first_group + g) * kRows + r);
+          float value[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) value[e] = P::finish(at(p, g, output + e, r), scale, column[e]);
+          activate(task.out.activation, value);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) value[e] = adds ? present[i].x[e] + value[e] : value[e];
+          *place(g) = {{value[0], value[1], value[2], value[3]}};
+        }
+      }
     }
   }
-}
+
+  // 16 bytes of a core matrix at a time, 8 inputs of the next product; half of the lanes have the odd groups.
+  GPTX_DEVICE void write_cores() const {
+    const int r = lane_index() % 8, half = lane_index() / 8 % 2;
+    constexpr bool kWords = P::kInputs == 4;  // a line is two words, each in a core matrix of its own
+    const auto output_of = [&](int i) { return kWords ? i / 2 * 4 + half * 2 + i % 2 : half * 8 + i; };
+#pragma unroll
+    for (int p = 0; p < Panels; ++p) {
+      const int panel = first_panel + p;
+      if (panel * kPanel >= task.out.columns) return;
+      Column column[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) column[i] = task.columns.at(panel * kPanel + output_of(i));
+      const int line = kWords ? panel * 4 : panel * 8 + half * 4;
+#pragma unroll 1
+      for (int g = lane_index() / 16; g < Groups; g += 2) {
+        const int row = (first_group + g) * kRows + r;
+        if (row >= task.rows) break;
+        float value[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) value[i] = P::finish(at(p, g, output_of(i), r), {}, column[i]);
+        activate(task.out.activation, value);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (panel * kPanel + output_of(i) >= task.out.columns) value[i] = 0.0f;
+        }
+        const RoundedRows& out = task.out.rounded;
+        *reinterpret_cast<Operand<4>*>(out.operands +
+                                       core_offset(row, line, kWords ? half : 0, out.tiles, kLaneBytes<P>)) = {
+            {bf16_pair(value[0], value[1]), bf16_pair(value[2], value[3]), bf16_pair(value[4], value[5]),
+             bf16_pair(value[6], value[7])}};
+      }
+    }
+  }
+
+  // A lane has one output of the warp's; with one panel, half of the lanes have the odd groups.
+  GPTX_DEVICE void write_each() const {
+    const int output = lane_index() % kPanel, panel = lane_index() / kPanel % Panels;
+    const int n = (first_panel + panel) * kPanel + output;
+    if (n >= task.out.columns) return;
+    const Column column = task.columns.at(n);
+    const QkvColumn where = task.out.column_of(n);
+    constexpr int kLanesOfRows = kWarp / (Panels * kPanel);
+#pragma unroll 1
+    for (int g = lane_index() / (Panels * kPanel); g < Groups; g += kLanesOfRows) {
+      const int first_row = (first_group + g) * kRows;
+      RowPlace places[kRows];
+      float value[kRows] = {};
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int row = first_row + r;
+        if (row >= task.rows) break;
+        places[r] = task.out.place_of(row);
+        value[r] = P::finish(at(panel, g, output, r), scale_of(row), column);
+      }
+      activate(task.out.activation, value);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (first_row + r >= task.rows) break;
+        task.out.write(first_row + r, n, where, value[r], 0.0f, places[r]);
+      }
+    }
+  }
+};
 
 }  // namespace gptx::cuda

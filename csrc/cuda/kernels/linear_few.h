@@ -66,9 +66,13 @@ GPTX_DEVICE void make_own_operands(const LinearTask& task, const FewLayout<P, 1>
   sync_block();
 }
 
+// Blocks of so many warps share a multiprocessor in pairs: of 64 Ki registers a thread has 128.
+inline constexpr int kSharingWarps = 8;
+inline constexpr int kSharingThreads = 2 * kSharingWarps * kWarp;
+
 // Up to 8 * Groups rows. A warp takes items (panel, chain) of its block.
 template <class P, int Groups>
-GPTX_KERNEL void linear_few(LinearTask task) {
+GPTX_KERNEL void __launch_bounds__(kSharingThreads, 1) linear_few(LinearTask task) {
   using Sum = typename P::Sum;
   using Sums = Operand<4>;  // one lane's four sums
   let_next_kernel_start();
@@ -171,13 +175,19 @@ GPTX_KERNEL void linear_few(LinearTask task) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[i] += reinterpret_cast<const Sum*>(part.word)[i];
     }
+    float value[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const RowScale scale = row_of(i) < task.rows ? scale_of(row_of(i)) : RowScale{};
+      value[i] = P::finish(total[i], scale, columns[output(i)]);
+    }
+    activate(task.out.activation, value);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = row_of(i), n = first_panel * kPanel + output(i);
       if (row >= task.rows) continue;
-      const float value = P::finish(total[i], scale_of(row), columns[output(i)]);
-      task.out.write(row, n, value, present[i], places[row]);
-      if (maxima != nullptr && n < task.out.columns) atomic_max(&maxima[row], rank_of(value, n));
+      task.out.write(row, n, task.out.column_of(n), value[i], present[i], places[row]);
+      if (maxima != nullptr && n < task.out.columns) atomic_max(&maxima[row], rank_of(value[i], n));
     }
   }
   if (maxima == nullptr) return;

@@ -15,16 +15,16 @@ template <class P, int Panels, int Groups>
 struct ManyLayout {
   static constexpr int kPanels = 4 * Panels, kGroups = 2 * Groups;  // of a block
   using Tiles = Stage<P, kPanels, kGroups, kStageTiles, kManyThreads>;
-  static constexpr size_t kSums = size_t{kPanels * kPanel} * kGroups * kRows * sizeof(float);
+  static constexpr size_t kSums = kManyThreads / kWarp * WarpSums<P, Panels, Groups>::kBytes;
   static constexpr size_t kBytes = kManyStages * Tiles::kBytes > kSums ? kManyStages * Tiles::kBytes : kSums;
 };
 
 // Blocks for a multiprocessor, which decides how registers are shared out.
-template <class P, int Panels>
-inline constexpr int kManyBlocks = Panels == 1 ? 2 : P::kManyBlocks;
+template <int Panels>
+inline constexpr int kManyBlocks = Panels == 1 ? 2 : 1;
 
 template <class P, int Panels, int Groups>
-GPTX_KERNEL void __launch_bounds__(kManyThreads, kManyBlocks<P, Panels>) linear_many(LinearTask task) {
+GPTX_KERNEL void __launch_bounds__(kManyThreads, kManyBlocks<Panels>) linear_many(LinearTask task) {
   using Sum = typename P::Sum;
   using O = Operand<P::kLaneWords>;
   using Layout = ManyLayout<P, Panels, Groups>;
@@ -85,7 +85,8 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads, kManyBlocks<P, Panels>) linear_
   }
   if (stages * kStageTiles % P::kChainTiles != 0) end_chain();
   sync_block();
-  write_sums<P, Panels, Groups>(task, total, shared, first_panel + warp_panel, first_group + warp_group);
+  const WarpSums<P, Panels, Groups> sums(task, total, shared, first_panel + warp_panel, first_group + warp_group);
+  sums.template write<Order::kFragments>();
 }
 
 }  // namespace gptx::cuda

@@ -17,7 +17,7 @@ struct WarpgroupLayout {
   static constexpr int kStages = 6;
   static constexpr int kAhead = kStages - 2;
   using Tiles = Stage<P, kPanels, kGroups, kTiles, kThreads>;
-  static constexpr size_t kSums = size_t{kPanels * kPanel} * kGroups * kRows * sizeof(float);
+  static constexpr size_t kSums = kPanels * WarpSums<P, 1, kGroups>::kBytes;
   static constexpr size_t kBytes = kStages * Tiles::kBytes > kSums ? kStages * Tiles::kBytes : kSums;
 };
 
@@ -116,7 +116,8 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
   }
   wait_async_groups<0>();
   sync_block();
-  write_sums<P, 1, Layout::kGroups>(task, total, shared, first_panel + warp_index(), first_group);
+  const WarpSums<P, 1, Layout::kGroups> sums(task, total, shared, first_panel + warp_index(), first_group);
+  sums.template write<Order::kCores>();
 }
 
 }  // namespace gptx::cuda

@@ -11,7 +11,6 @@ namespace gptx::cuda {
 
 // Warps of a block of linear_few: as many as it has items, or so many that two blocks share a multiprocessor.
 inline constexpr int kFewWarps = 12;
-inline constexpr int kSharingWarps = 9;
 
 template <class P, int Groups>
 LaunchShape few_shape(const Device& device, LinearTask& task) {
@@ -39,6 +38,8 @@ LinearTask rows_of(LinearTask task, int first, int rows, size_t blocks) {
   task.operands += static_cast<size_t>(first / kRows) * static_cast<size_t>(task.tiles) * kOperandTileBytes<P>;
   task.scales += first;
   task.out.rows.data = task.out.rows.row(first);
+  task.out.rounded.operands += static_cast<size_t>(first / kRows) * static_cast<size_t>(task.out.rounded.tiles) *
+                               kOperandTileBytes<P>;
   if (task.out.rows.maxima != nullptr) task.out.rows.maxima += static_cast<size_t>(first) * blocks;
   task.out.cache.positions += first;
   task.out.cache.row_tables += first;
@@ -118,6 +119,7 @@ constexpr MatmulKernels make_matmul() {
   return {
       .inputs = P::kInputs,
       .operand_tile_bytes = kOperandTileBytes<P>,
+      .scales_rows = P::kScaledRows,
       .make_operands =
           [](Device& device, Order order, std::byte* operands, RowScale* scales, const RowsView& in, const Norm& norm,
              int rows, int columns, int tiles) {
@@ -139,7 +141,7 @@ constexpr MatmulKernels make_matmul() {
       .fits_few = [](const Device& device, const LinearTask& task) { return fits_few<P, 2>(device, task); },
       .linear_many =
           [](Device& device, const LinearTask& task) {
-            if (launch_many<P, 2, P::kManyGroups>(device, task, false)) return;
+            if (launch_many<P, P::kManyPanels, P::kManyGroups>(device, task, false)) return;
             if (launch_many<P, 1, 4>(device, task, false)) return;
             launch_many<P, 1, 2>(device, task, true);
           },

@@ -3,8 +3,8 @@
 //   kInputs         inputs of a word of weights
 //   kLaneWords      words of an operand that a lane has for each tile
 //   kChainTiles     tiles of one chain; the chains' sums are added in order, for any number of rows
+//   kManyPanels     panels, and
 //   kManyGroups     groups of 8 rows that a warp of linear_many has, as its registers allow
-//   kManyBlocks     blocks of its largest variant for a multiprocessor; 0: unsaid
 //   round           the inputs of one line as words of an operand
 //   finish          the output of a whole sum
 // and, where warpgroups multiply it (kWarpgroups), for each tile as many products as an operand has pairs of words:
@@ -60,8 +60,7 @@ struct Float32Product {
   static constexpr int kInputs = 1;
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 16;
-  static constexpr int kManyGroups = 4;
-  static constexpr int kManyBlocks = 0;
+  static constexpr int kManyPanels = 1, kManyGroups = 4;
   static constexpr bool kScaledRows = false;
   static constexpr bool kWarpgroups = false;
 
@@ -94,8 +93,7 @@ struct BFloat16Product {
   static constexpr int kInputs = 2;
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 16;
-  static constexpr int kManyGroups = 8;
-  static constexpr int kManyBlocks = 1;
+  static constexpr int kManyPanels = 2, kManyGroups = 8;
   static constexpr bool kScaledRows = false;
   static constexpr bool kWarpgroups = true;
 
@@ -120,8 +118,7 @@ struct Int8Product {
   static constexpr int kInputs = 4;
   static constexpr int kLaneWords = 4;
   static constexpr int kChainTiles = 8;
-  static constexpr int kManyGroups = 8;
-  static constexpr int kManyBlocks = 1;
+  static constexpr int kManyPanels = 2, kManyGroups = 8;
   static constexpr bool kScaledRows = false;
   static constexpr bool kWarpgroups = true;
 
@@ -168,8 +165,7 @@ struct Int8FastProduct {
   static constexpr int kInputs = 4;
   static constexpr int kLaneWords = 2;
   static constexpr int kChainTiles = 8;
-  static constexpr int kManyGroups = 8;
-  static constexpr int kManyBlocks = 1;
+  static constexpr int kManyPanels = 2, kManyGroups = 8;
   static constexpr bool kScaledRows = true;
   static constexpr bool kWarpgroups = true;
 

@@ -114,6 +114,27 @@ GPTX_DEVICE void load_line(float (&value)[P::kInputs], const float* x, int line,
 // Who multiplies an operand decides how it lies.
 enum class Order { kFragments, kCores };
 
+// Rows that only another product reads, as its operands.
+struct RoundedRows {
+  std::byte* operands = nullptr;  // [groups of 8 rows, tiles]; null: the rows are floats
+  int tiles = 0;
+  int inputs = 0;  // of a word of weights
+  Order order = Order::kFragments;
+
+  // Value k of a row.
+  GPTX_DEVICE void store(int row, int k, float value) const {
+    const int line = line_of(k, inputs), word = (k & (inputs - 1)) / 2, lane_bytes = inputs == 4 ? 16 : 8;
+    std::byte* const p = operands + (order == Order::kCores
+                                         ? core_offset(row, line, word, tiles, lane_bytes)
+                                         : operand_offset(row, line, tiles, lane_bytes) + static_cast<size_t>(word * 4));
+    if (inputs == 1) {
+      *reinterpret_cast<float*>(p) = value;
+    } else {
+      reinterpret_cast<uint16_t*>(p)[k % 2] = static_cast<uint16_t>(bf16_pair(value, 0.0f));
+    }
+  }
+};
+
 // The words of a line of row `row`.
 template <class P, Order kOrder>
 GPTX_DEVICE void store_line(std::byte* operands, const Operand<P::kLaneWords / 2>& words, int row, int line, int tiles) {

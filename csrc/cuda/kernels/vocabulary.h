@@ -187,6 +187,8 @@ GPTX_DEVICE uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) 
 
 GPTX_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 GPTX_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
+// A quotient within 2 units in the last place; 0 where the divisor is larger than 2^126.
+GPTX_DEVICE float divide(float x, float y) { return __fdividef(x, y); }
 GPTX_DEVICE int32_t round_to_int(float x) { return __float2int_rn(x); }
 
 // 16 bytes from global to shared memory without waiting; zeros where `exists` is false.

@@ -235,6 +235,8 @@ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   return out;
 }
 
+inline float divide(float x, float y) { return x / y; }
+
 inline int32_t round_to_int(float x) {
   if (std::isnan(x)) return 0;
   return static_cast<int32_t>(std::nearbyint(std::fmin(std::fmax(x, -2147483648.0f), 2147483520.0f)));
