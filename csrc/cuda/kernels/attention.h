@@ -46,9 +46,14 @@ struct AttentionLayout {
     return weights_begin() + static_cast<size_t>(Groups * kv.value_tiles()) * kOperandTileBytes<P>;
   }
   constexpr size_t out_begin() const { return statistics_begin() + sizeof(float) * kQueries * kStatistics; }
+  // float32 needs all registers for its split numbers.
+  static constexpr bool kSpareRegisters = P::kInputs > 1;
+  // Whether every warp has one panel of values at most, whose sums it can keep.
+  constexpr bool sums_in_registers() const { return kSpareRegisters && kv.head_width <= kAttentionWarps * kPanel; }
   constexpr int out_stride() const { return kv.head_width + 4; }  // no two of 8 rows begin in the same bank
   constexpr size_t bytes() const {
-    return out_begin() + (Groups > 1 ? sizeof(float) * kQueries * static_cast<size_t>(out_stride()) : 0);
+    const bool in_memory = Groups > 1 && !sums_in_registers();
+    return out_begin() + (in_memory ? sizeof(float) * kQueries * static_cast<size_t>(out_stride()) : 0);
   }
   // Maxima and sums of the four warps, then m, l and how old and new are weighed.
   static constexpr int kStatistics = 2 * kAttentionWarps + 4;
@@ -148,14 +153,15 @@ struct Attention {
   }
 
   // The weights of block b: exp(score - maximum of the block), as an operand, with maxima and sums of the warps. Keys are
-  // in `keys`; values come meanwhile.
-  GPTX_DEVICE void weigh(int b, const std::byte* block, uint4 (&keys)[kAhead]) const {
+  // in `keys`, and those of the next block are asked for as soon as they have been used.
+  GPTX_DEVICE void weigh(int b, const std::byte* block, uint4 (&keys)[kAhead], const std::byte* next = nullptr) const {
     const auto* const key_scale = reinterpret_cast<const float*>(block + kv.scale_begin());
     const float* const value_scale = key_scale + kBlock;
     const int g = lane_index() / 4, t = lane_index() % 4;
     float c[Groups][4] = {};
     // A position is a row of this product, so what memory holds behind the last one stays there.
     multiply(c, keys, block, warp_index(), kv.key_tiles(), shared, [](uint4&, int) {});
+    if (next != nullptr) load_keys(keys, next);
 
     const auto in_block = [&](int i) { return warp_index() * kPanel + g + i / 2 * 8; };
     const auto row_of = [&](int group, int i) { return group * kRows + t * 2 + i % 2; };
@@ -225,8 +231,8 @@ struct Attention {
     return n <= 0 ? 0u : 0xffffffffu >> (32 - 32 / P::kInputs * n);
   }
 
-  // Calls f(row, d, value) for the weighted values of block b; each element is always the same lane's. `values` holds
-  // the first tiles of this warp's first panel.
+  // Calls f(row, d, value, i) for the weighted values of block b; each element is always the same lane's, and with one
+  // panel its i-th. `values` holds the first tiles of this warp's first panel.
   template <class F>
   GPTX_DEVICE void for_each_value(int b, const std::byte* block, uint4 (&values)[kAhead], F f) const {
     const std::byte* const matrix = block + kv.value_begin();
@@ -242,13 +248,16 @@ struct Attention {
       float c[Groups][4] = {};
       if (panel != warp_index()) load(values, matrix, panel, kv.value_tiles());
       multiply(c, values, matrix, panel, kv.value_tiles(), shared + layout.weights_begin(), hide_unseen);
+      for_each_element(panel, [&](int r, int d, int i) { f(r, d, c[i / 4][i % 4], i); });
+    }
+  }
+
+  // Calls f(row, d, i) for the elements of a panel that are this lane's.
+  template <class F>
+  GPTX_DEVICE void for_each_element(int panel, F f) const {
 #pragma unroll
-      for (int group = 0; group < Groups; ++group) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          f(group * kRows + lane_index() % 4 * 2 + i % 2, panel * kPanel + lane_index() / 4 + i / 2 * 8, c[group][i]);
-        }
-      }
+    for (int i = 0; i < Groups * 4; ++i) {
+      f(i / 4 * kRows + lane_index() % 4 * 2 + i % 2, panel * kPanel + lane_index() / 4 + i % 4 / 2 * 8, i);
     }
   }
 
@@ -271,7 +280,7 @@ struct Attention {
 };
 
 // Many queries: one block of threads goes through the KV blocks. x queries, y heads.
-template <class P, int Groups>
+template <class P, int Groups, bool kInRegisters>
 GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 2) attend_many(AttentionTask task) {
   let_next_kernel_start();
   wait_for_previous_kernel();
@@ -284,32 +293,51 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 2) attend_many(AttentionTa
   float* const old_weight = attention.state(2);
   float* const new_weight = attention.state(3);
   auto* const out = reinterpret_cast<float*>(attention.shared + attention.layout.out_begin());
-  for (int i = thread_index(); i < kQueries * stride; i += kAttentionThreads) out[i] = 0.0f;
+  float own[kInRegisters ? Groups * 4 : 1] = {};
+  if constexpr (!kInRegisters) {
+    for (int i = thread_index(); i < kQueries * stride; i += kAttentionThreads) out[i] = 0.0f;
+  }
   for (int r = thread_index(); r < kQueries; r += kAttentionThreads) {
     m[r] = -INFINITY;
     l[r] = 0.0f;
   }
-  attention.load_queries();
-  for (int b = 0; b <= attention.query.position / kBlock; ++b) {
-    const std::byte* const block = attention.block(b);
-    uint4 keys[attention.kAhead], values[attention.kAhead];
+  constexpr bool kAhead = AttentionLayout<P, Groups>::kSpareRegisters;
+  const int blocks = attention.query.position / kBlock + 1;
+  const std::byte* block = attention.block(0);
+  uint4 keys[attention.kAhead], values[attention.kAhead];
+  const auto load_block = [&] {
     attention.load_keys(keys, block);
     attention.load_values(values, block);
-    attention.weigh(b, block, keys);
+  };
+  if (kAhead) load_block();
+  attention.load_queries();
+  for (int b = 0; b < blocks; ++b) {
+    const std::byte* const next = b + 1 < blocks ? attention.block(b + 1) : nullptr;
+    if (!kAhead) load_block();
+    attention.weigh(b, block, keys, kAhead ? next : nullptr);
     for (int r = thread_index(); r < kQueries; r += kAttentionThreads) {
       const Fold fold(m[r], l[r], attention.block_maximum(r), attention.block_sum(r));
       old_weight[r] = fold.old_weight;
       new_weight[r] = fold.new_weight;
     }
     sync_block();
-    attention.for_each_value(b, block, values, [&](int r, int d, float value) {
-      float& o = out[r * stride + d];
+    attention.for_each_value(b, block, values, [&](int r, int d, float value, int i) {
+      float& o = kInRegisters ? own[kInRegisters ? i : 0] : out[r * stride + d];
       o = Fold::apply(o, old_weight[r], value, new_weight[r]);
     });
+    if (kAhead && next != nullptr) attention.load_values(values, next);
+    block = next;
   }
-  sync_block();
-  for (int i = thread_index(); i < attention.query.rows * width; i += kAttentionThreads) {
-    attention.write(i / width, i % width, out[i / width * stride + i % width], l[i / width]);
+  if constexpr (kInRegisters) {
+    if (warp_index() >= width / kPanel) return;
+    attention.for_each_element(warp_index(), [&](int r, int d, int i) {
+      if (r < attention.query.rows) attention.write(r, d, own[i], l[r]);
+    });
+  } else {
+    sync_block();
+    for (int i = thread_index(); i < attention.query.rows * width; i += kAttentionThreads) {
+      attention.write(i / width, i % width, out[i / width * stride + i % width], l[i / width]);
+    }
   }
 }
 
@@ -334,7 +362,7 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 8) attend_few(AttentionTas
   attention.load_queries();
   attention.weigh(block_x(), block, keys);
   if (blocks == 1) {
-    attention.for_each_value(0, block, values, [&](int r, int d, float value) {
+    attention.for_each_value(0, block, values, [&](int r, int d, float value, int) {
       if (r >= attention.query.rows) return;
       float m = -INFINITY, l = 0.0f;
       const Fold fold(m, l, attention.block_maximum(r), attention.block_sum(r));
@@ -342,7 +370,7 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 8) attend_few(AttentionTas
     });
     return;
   }
-  attention.for_each_value(block_x(), block, values, [&](int r, int d, float value) {
+  attention.for_each_value(block_x(), block, values, [&](int r, int d, float value, int) {
     if (r < rows) mine[r * width + d] = value;
   });
   if (thread_index() < rows) {

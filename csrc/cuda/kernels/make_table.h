@@ -161,12 +161,17 @@ constexpr AttentionKernels make_attention() {
           },
       .many =
           [](Device& device, const AttentionTask& task, size_t queries) {
-            const LaunchShape shape{
-                .x = queries,
-                .y = static_cast<size_t>(task.cache.heads),
-                .threads = kAttentionThreads,
-                .shared_bytes = AttentionLayout<P, kManyQueryGroups>{task.cache.layout}.bytes()};
-            launch(device, shape, attend_many<P, kManyQueryGroups>, task);
+            const AttentionLayout<P, kManyQueryGroups> layout{task.cache.layout};
+            const LaunchShape shape{.x = queries,
+                                    .y = static_cast<size_t>(task.cache.heads),
+                                    .threads = kAttentionThreads,
+                                    .shared_bytes = layout.bytes()};
+            if constexpr (layout.kSpareRegisters) {
+              if (layout.sums_in_registers()) {
+                return launch(device, shape, attend_many<P, kManyQueryGroups, true>, task);
+              }
+            }
+            launch(device, shape, attend_many<P, kManyQueryGroups, false>, task);
           },
       .few =
           [](Device& device, const AttentionTask& task, size_t queries, size_t blocks) {
