@@ -26,7 +26,7 @@ from typing import Any
 
 from gpu_bench import build, driver, processes, table
 
-PARTS = ("build", "test", "check", "decode", "prefill", "end_to_end", "peers")
+PARTS = ("build", "test", "check", "micro", "decode", "prefill", "end_to_end", "peers")
 MODELS = ("gpt2", "gpt2-xl")
 PRECISIONS = ("bfloat16", "int8")
 PEERS = {
@@ -36,7 +36,7 @@ PEERS = {
 
 _SECONDS = {  # the most that one process of each part may take
     **{"machine": 60, "yardsticks": 60, "weights": 120, "build": 400, "test": 240, "tiny": 90},
-    **{"check": 120, "decode": 90, "prefill": 45, "end_to_end": 60, "peers": 150},
+    **{"check": 120, "micro": 60, "decode": 90, "prefill": 45, "end_to_end": 60, "peers": 150},
 }
 _LEAST_SECONDS = 5  # with less than this left nothing is begun
 
@@ -121,7 +121,7 @@ class Run:
         parts = self._options.parts
         if not self._find_gptx(may_build="build" in parts):
             return
-        measured = [part for part in parts if part not in ("build", "test", "check")]
+        measured = [part for part in parts if part not in ("build", "test", "check", "micro")]
         self._part({"part": "machine"})
         if measured:
             self._part({"part": "yardsticks"})
@@ -146,9 +146,11 @@ class Run:
                 yield {"part": "weights", "model": model, "precision": precision}
 
         for part in parts:
+            if part == "micro":
+                yield {"part": part}
             for model in self._options.models:
                 chosen = ["float32", *precisions] if part == "check" else precisions
-                for precision in chosen if part not in ("build", "test") else ():
+                for precision in chosen if part not in ("build", "test", "micro") else ():
                     yield from weights(model, precision)
                     for by in self._by(part, precision):
                         yield {"part": part, "model": model, "precision": precision, "by": by}

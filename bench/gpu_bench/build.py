@@ -65,6 +65,17 @@ def commands(folder: Path, capability: int) -> Iterator[list[str]]:
     yield ["cmake", "--build", str(folder), *parallel, "--target", "_core", "gptx_cuda"]
 
 
+def compile_micro(program: Path, capability: int) -> None:
+    """Makes micro.cu a program. Raises RuntimeError with what nvcc said."""
+    options = ("-std=c++20", "-O3", f"-arch=sm_{capability}", "-Werror=all-warnings")
+    source = str(Path(__file__).with_name("micro.cu"))
+    done = subprocess.run(
+        ["nvcc", *options, "-o", str(program), source], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stdout + done.stderr)
+
+
 def link_site(site: Path, built: Path) -> None:
     """Makes ``site/gptx``: the Python files of the checkout and what was built beside them."""
     package = site / "gptx"

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx import _core, cuda
-from gpu_bench import driver, driving, weights
+from gpu_bench import build, driver, driving, weights
 from gpu_bench.driving import Sample
 from gpu_bench.roofline import Cost
 from measuring import Spread
@@ -147,6 +148,17 @@ def check(task: Task) -> Records:
     yield found
 
 
+def micro(task: Task) -> Records:
+    """What a step is made of, measured by a program of its own."""
+    program = Path(task["weights"]).parent / "micro"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    build.compile_micro(program, driver.compute_capability())
+    done = subprocess.run([program], capture_output=True, text=True)
+    yield from map(json.loads, done.stdout.splitlines())
+    if done.returncode != 0:
+        raise SystemExit(done.stderr)
+
+
 def decode(task: Task) -> Records:
     config = weights.config_named(task["model"])
     engine = open_engine(task, sequences=max(BATCHES))
@@ -237,6 +249,7 @@ PARTS: dict[str, Callable[[Task], Records]] = {
     "yardsticks": yardsticks,
     "weights": prepare,
     "check": check,
+    "micro": micro,
     "decode": decode,
     "prefill": prefill,
     "end_to_end": end_to_end,

@@ -21,6 +21,7 @@ def render(report: dict[str, Any]) -> str:
     parts = [
         "\n".join(_heading(report, roof)),
         _parts(records),
+        _micro(records),
         _table(
             f"decode, batch x context: {_SHOWN}",
             [record for record in timed if record["part"] == "decode"],
@@ -73,6 +74,18 @@ def _heading(report: dict[str, Any], roof: Roof | None) -> Iterable[str]:
             f"roofline: a copy at {roof.bytes_per_second / 1e12:.2f} TB/s, "
             f"products in bfloat16 at {roof.flops_per_second / 1e12:.0f} TFLOP/s"
         )
+
+
+def _micro(records: Iterable[Record]) -> str:
+    """What each part of a step took, and how fast that brought its bytes."""
+    lines = []
+    for record in records:
+        if "microseconds" not in record:
+            continue
+        size, microseconds = record["bytes"], record["microseconds"]
+        rate = f" {size / microseconds / 1e6:>8.2f} TB/s" if size else ""
+        lines.append(f"{record['what']:<22} {size / 1e6:>10.2f} MB {microseconds:>10.2f} µs{rate}")
+    return "\n".join(["what a step is made of", *lines]) if lines else ""
 
 
 def _parts(records: Sequence[Record]) -> str:

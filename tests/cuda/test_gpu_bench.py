@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -303,6 +304,28 @@ def test_a_prompt_shows_its_arithmetic():
     assert text.splitlines()[-1].split() == ["gpt2", "bfloat16", "gptx", "1,500", "±2%", "2"]
 
 
+def test_what_a_step_is_made_of_shows_times_and_rates():
+    found = [
+        {"part": "micro", "what": "kernel", "microseconds": 1.25, "bytes": 0},
+        {"part": "micro", "what": "phase of one kernel", "microseconds": 2.0, "bytes": 4_000_000},
+    ]
+    rows = [line.split() for line in table.render({"records": found}).splitlines()[1:]]
+    assert rows[0] == ["kernel", "0.00", "MB", "1.25", "µs"]
+    assert rows[1][-6:] == ["4.00", "MB", "2.00", "µs", "2.00", "TB/s"]
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_what_a_step_is_made_of_compiles(tmp_path):
+    build.compile_micro(tmp_path / "micro", 90)
+    done = subprocess.run([tmp_path / "micro"], capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode == 0:  # where there is a GPU
+        assert len(lines) == 16
+    else:
+        assert not lines
+        assert "CUDA" in done.stderr
+
+
 def test_a_run_that_measured_nothing_still_has_a_table():
     failed = {"part": "build", "status": "failed", "seconds_taken": 3.0, "detail": "no nvcc"}
     assert " ".join(table.render({"records": [failed]}).split()) == "build failed 3 s no nvcc"
@@ -363,7 +386,7 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(option, capsys):
 def test_parts_run_in_their_order_each_after_its_weights(tmp_path):
     arguments = [
         "--parts",
-        "peers,check,decode,prefill",
+        "peers,micro,check,decode,prefill",
         "--models",
         "gpt2",
         "--precisions",
@@ -375,7 +398,7 @@ def test_parts_run_in_their_order_each_after_its_weights(tmp_path):
         for task in gpu.Run(options, 90)._tasks()
     ]
     assert tasks == [
-        *("weights float32", "check float32 gptx", "weights int8", "check int8 gptx"),
+        *("weights float32", "check float32 gptx", "weights int8", "check int8 gptx", "micro"),
         *("decode int8 gptx", "prefill int8 gptx", "prefill int8 gptx by warps"),
         "peers int8 torch int8",
     ]
