@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -61,6 +62,7 @@ struct gptx_cuda_model {
   explicit gptx_cuda_model(const gptx_cuda_model_options& o)
       : config_(config_of(o)),
         precision_(static_cast<Precision>(o.precision)),
+        logit_rows_(o.logit_rows),
         steps_ahead_(o.steps_ahead),
         device_(o.device),
         backend_(device_with_room(o), config_, precision_, static_cast<KvType>(o.kv_type), o.kv_blocks,
@@ -137,9 +139,16 @@ struct gptx_cuda_model {
     }
   }
 
-  void logits(uint64_t row, float* out) {
-    device_.download(out, gpt_.logits().row(static_cast<int>(row)), config_.vocab_size * sizeof(float));
+  float* logits(std::span<const uint64_t> rows) {
+    const size_t v = config_.vocab_size;
+    if (host_logits_ == nullptr) {
+      host_logits_ = static_cast<float*>(device_.allocate_host(logit_rows_ * v * sizeof(float)));
+    }
+    for (size_t i = 0; i < rows.size(); ++i) {
+      device_.download(host_logits_ + i * v, gpt_.logits().row(static_cast<int>(rows[i])), v * sizeof(float));
+    }
     device_.synchronize();
+    return host_logits_;
   }
 
   void hidden(uint64_t row, float* out) {
@@ -255,11 +264,13 @@ struct gptx_cuda_model {
 
   GptConfig config_;
   Precision precision_;
+  uint64_t logit_rows_;
   uint64_t steps_ahead_;
   cuda::Device device_;
   std::deque<cuda::Matrix> matrices_;
   CudaBackend backend_;
   Gpt<CudaBackend> gpt_;
+  float* host_logits_ = nullptr;                // [logit_rows, V], once somebody asks for them
   std::vector<float> final_gain_, final_bias_;  // of the norm in front of the logits, on the host
   std::map<std::array<size_t, 4>, std::shared_ptr<cuda::Device::Recording>> recordings_;
 };
@@ -323,8 +334,9 @@ constexpr gptx_cuda_api kApi = {
               gptx_cuda_error* error) -> gptx_cuda_status {
       return locked(model, error, [&] { model->run(*step, tokens); });
     },
-    .logits = [](gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error) -> gptx_cuda_status {
-      return locked(model, error, [&] { model->logits(row, out); });
+    .logits = [](gptx_cuda_model* model, const uint64_t* rows, uint64_t n, float** out,
+                 gptx_cuda_error* error) -> gptx_cuda_status {
+      return locked(model, error, [&] { *out = model->logits({rows, n}); });
     },
     .hidden = [](gptx_cuda_model* model, uint64_t row, float* out, gptx_cuda_error* error) -> gptx_cuda_status {
       return locked(model, error, [&] { model->hidden(row, out); });

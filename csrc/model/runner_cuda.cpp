@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "core/cpu_count.h"
@@ -106,6 +107,8 @@ class CudaRunner final : public Runner {
   bool run(const Step& step, StepResult& result, const std::function<bool()>& interrupted) override {
     check_process();
     const Batch& batch = step.batch;
+    n_logits_ = batch.n_logits;
+    here_.clear();
     parts_.clear();
     size_t row = 0, kept = 0;
     for (size_t s = 0; s < batch.blocks.size(); ++s) {
@@ -157,11 +160,17 @@ class CudaRunner final : public Runner {
     return !interrupted || !interrupted();
   }
 
+  // Who asks for one row after another gets ever more of them in a call.
   std::span<const float> logits(size_t i) override {
     check_process();
-    row_.resize(vocab_size_);
-    call(api_.logits, model_, i, row_.data());
-    return row_;
+    if (i < first_row_ || i >= first_row_ + here_.size()) {
+      const size_t n = here_.empty() || i != first_row_ + here_.size() ? 1 : 2 * here_.size();
+      here_.resize(std::min(n, n_logits_ - i));
+      std::iota(here_.begin(), here_.end(), i);
+      first_row_ = i;
+      call(api_.logits, model_, here_.data(), here_.size(), &rows_);
+    }
+    return {rows_ + (i - first_row_) * vocab_size_, vocab_size_};
   }
 
   void hidden(size_t i, std::span<float> out) override {
@@ -228,11 +237,12 @@ class CudaRunner final : public Runner {
     };
     for (const ScoreTask& task : step.scores) want(task.logit_row);
     for (const size_t i : for_host_) want(step.samples[i].logit_row);
-    rows_.resize(n * vocab_size_);
+    std::vector<uint64_t> wanted(n);
     for (size_t row = 0; row < places_.size(); ++row) {
-      if (places_[row] != kNowhere) call(api_.logits, model_, row, rows_.data() + places_[row] * vocab_size_);
+      if (places_[row] != kNowhere) wanted[places_[row]] = row;
     }
-    const auto row_of = [&](size_t row) { return std::span(rows_).subspan(places_[row] * vocab_size_, vocab_size_); };
+    call(api_.logits, model_, wanted.data(), n, &rows_);
+    const auto row_of = [&](size_t row) { return std::span(rows_ + places_[row] * vocab_size_, vocab_size_); };
     host_->team.run([&](int rank) {
       host_->team.for_each(rank, step.scores.size(), [&](size_t i) {
         cpu::score(host_->kernels, row_of(step.scores[i].logit_row), step.scores[i], result.scores[i]);
@@ -265,13 +275,15 @@ class CudaRunner final : public Runner {
   std::vector<gptx_cuda_part> parts_;
   std::vector<gptx_cuda_sample> samples_;
   std::vector<size_t> for_device_, for_host_;  // which samples of the step are whose
-  std::vector<float> row_;                     // the logits that were asked for last [V]
+  size_t n_logits_ = 0;                        // rows of the last step that have logits
+  float* rows_ = nullptr;                      // of the library: those that were asked for last [rows, V]
+  std::vector<uint64_t> here_;                 // by `logits`: first_row_ and so on
+  size_t first_row_ = 0;
   cpu::Sampler chooser_;
 
   static constexpr size_t kNowhere = ~size_t{0};
   std::unique_ptr<Host> host_;   // once it is needed
   std::vector<size_t> places_;   // of the step's logits, in rows_
-  std::vector<float> rows_;      // [those that the host needs, V]
 };
 
 }  // namespace
