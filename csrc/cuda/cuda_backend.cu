@@ -140,7 +140,8 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
   if (!few && out.rows.maxima != nullptr) {
     throw DeviceError("rows of " + std::to_string(task.depth) + " inputs are too wide for this device");
   }
-  const Order order = made ? rounded.order : (warpgroups_ && !few ? Order::kCores : Order::kFragments);
+  const bool by_warpgroups = warpgroups_ && task.rows > kFewRows;
+  const Order order = made ? rounded.order : (by_warpgroups ? Order::kCores : Order::kFragments);
   if (!made && !alone) {
     matmul_.make_operands(device_, order, operands_, scales_, in, norm, task.rows, task.depth, task.tiles);
   }
@@ -149,7 +150,7 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
     task.scales = scales_;
     task.norm = {};
   }
-  if (!few) return (order == Order::kCores ? matmul_.linear_warpgroup : matmul_.linear_many)(device_, task);
+  if (!few) return by_warpgroups ? matmul_.linear_warpgroup(device_, task) : matmul_.linear_many(device_, task);
   const size_t blocks = matmul_.linear_few(device_, task);
   if (out.rows.maxima != nullptr) maxima_ = static_cast<int>(blocks);
 }

@@ -61,6 +61,9 @@ struct Device::State {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(properties.shared_bytes)),
           "giving a kernel more shared memory");
+    // All alike: a multiprocessor is empty before it shares out its memory in another way.
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          "giving a kernel more shared memory");
     const bool overlap = properties.capability >= kOverlap && attributes.ptxVersion >= kOverlap;
     return overlaps[kernel] = overlap;
   }

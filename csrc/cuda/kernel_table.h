@@ -10,6 +10,7 @@ namespace gptx::cuda {
 
 // Rows up to which weights are read once for all of them (linear_few); beyond, outputs are tiled (linear_many).
 inline constexpr int kFewRows = 64;
+inline constexpr int kWarpgroupSizes = 4;
 
 struct MatmulKernels {
   int inputs;                // of a word of weights
@@ -23,8 +24,10 @@ struct MatmulKernels {
   size_t (*linear_few)(Device&, const LinearTask&);
   bool (*fits_few)(const Device&, const LinearTask&);  // whether a block of it finds room on the device
   void (*linear_many)(Device&, const LinearTask&);
-  // The same from operands in cores, on compute capability 9.0; null where the precision has none.
+  // The same from operands in cores, on compute capability 9.0; null where the precision has none. The second does it
+  // with tiles of one of several sizes.
   void (*linear_warpgroup)(Device&, const LinearTask&);
+  void (*linear_warpgroup_sized)(Device&, const LinearTask&, int size);
 };
 
 // Of a KV cache of this type.

@@ -5,32 +5,58 @@
 
 namespace gptx::cuda {
 
-// `Tiles` tiles of all panels of a block in shared memory, and behind them those of all its groups of 8 rows.
+// `Tiles` tiles of all panels of a block in shared memory, and behind them those of all its groups of 8 rows: what the
+// threads of a block copy at a time, 16 bytes each, stage after stage.
 template <class P, int Panels, int Groups, int Tiles, int Threads>
-struct Stage {
+class Stages {
+ public:
   static constexpr size_t kOperands = size_t{Tiles} * Panels * kTileBytes;
   static constexpr size_t kBytes = kOperands + Tiles * Groups * kOperandTileBytes<P>;
 
-  // Asks for stage `stage`, by all threads of the block, 16 bytes a copy; zeros for what does not exist.
-  static GPTX_DEVICE void fetch(std::byte* to, const LinearTask& task, int first_panel, int first_group, int stage) {
-    const auto copy = [&](std::byte* target, const std::byte* source, int present, int count, int tile_bytes) {
-      const int copies = Tiles * tile_bytes / 16;
-      for (int i = thread_index(); i < count * copies; i += Threads) {
-        const int which = i / copies, offset = i % copies * 16;
-        const bool exists = which < present && stage * Tiles + offset / tile_bytes < task.tiles;
-        const size_t begin = (static_cast<size_t>(which) * static_cast<size_t>(task.tiles) +
-                              static_cast<size_t>(stage * Tiles)) * static_cast<size_t>(tile_bytes);
-        copy_16_bytes_async(target + i * 16, source + (exists ? begin + static_cast<size_t>(offset) : 0), exists);
-      }
-    };
-    constexpr int kOperandBytes = static_cast<int>(kOperandTileBytes<P>);
-    const size_t panel_bytes = static_cast<size_t>(task.tiles) * kTileBytes;
-    const size_t group_bytes = static_cast<size_t>(task.tiles) * kOperandBytes;
-    copy(to, reinterpret_cast<const std::byte*>(task.weights) + static_cast<size_t>(first_panel) * panel_bytes,
-         task.panels - first_panel, Panels, kTileBytes);
-    copy(to + kOperands, task.operands + static_cast<size_t>(first_group) * group_bytes,
-         ceil_div(task.rows, kRows) - first_group, Groups, kOperandBytes);
+  GPTX_DEVICE Stages(const LinearTask& task, int first_panel, int first_group)
+      : panels_(reinterpret_cast<const std::byte*>(task.weights), first_panel, task.panels, task.tiles),
+        groups_(task.operands, first_group, ceil_div(task.rows, kRows), task.tiles) {}
+
+  // Asks for the next stage, which is number `stage`. Tiles behind the last one are zeros; panels and groups behind the
+  // last ones are left as they are, and so are the sums that nobody writes.
+  GPTX_DEVICE void fetch(std::byte* to, int stage, int tiles) {
+    panels_.fetch(to, tiles - stage * Tiles);
+    groups_.fetch(to + kOperands, tiles - stage * Tiles);
   }
+
+ private:
+  // `Count` panels or groups, of which a thread has the same 16 bytes in every kApart-th.
+  template <int Count, int TileBytes>
+  class Part {
+   public:
+    GPTX_DEVICE Part(const std::byte* all, int first, int total, int tiles) {
+      const int which = thread_index() / kCopies, bytes = tiles * TileBytes;
+      from_ = all + static_cast<size_t>(first + which) * static_cast<size_t>(bytes) +
+              static_cast<size_t>(thread_index() % kCopies * 16);
+      apart_ = kApart * static_cast<size_t>(bytes);
+      exist_ = ceil_div(min(Count, total - first) - which, kApart);
+    }
+
+    GPTX_DEVICE void fetch(std::byte* to, int tiles) {
+      const bool within = thread_index() % kCopies * 16 / TileBytes < tiles;
+#pragma unroll
+      for (int i = 0; i < ceil_div(Count, kApart); ++i) {
+        if (i < exist_) copy_16_bytes_async(to + (i * Threads + thread_index()) * 16, from_ + i * apart_, within);
+      }
+      from_ += Tiles * TileBytes;
+    }
+
+   private:
+    static constexpr int kCopies = Tiles * TileBytes / 16;  // of a panel or group
+    static constexpr int kApart = Threads / kCopies;
+    static_assert(Threads % kCopies == 0);
+    const std::byte* from_;
+    size_t apart_;
+    int exist_;
+  };
+
+  Part<Panels, kTileBytes> panels_;
+  Part<Groups, static_cast<int>(kOperandTileBytes<P>)> groups_;
 };
 
 // The sums of a warp, of `Panels` panels from `first_panel` on by `Groups` groups from `first_group` on, in its part of
@@ -38,7 +64,8 @@ struct Stage {
 template <class P, int Panels, int Groups>
 struct WarpSums {
   using Sum = typename P::Sum;
-  static constexpr int kFragment = kTileWords + 16;  // those of two groups begin in different banks
+  // The lanes of an output are 20 words from those of the next, so that rows and outputs spread over the banks.
+  static constexpr int kOutput = 20, kFragment = 8 * kOutput + 16;
   static constexpr size_t kBytes = sizeof(Sum) * Panels * Groups * kFragment;
 
   const LinearTask& task;
@@ -55,7 +82,9 @@ struct WarpSums {
 #pragma unroll
       for (int g = 0; g < Groups; ++g) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[(p * Groups + g) * kFragment + lane_index() * 4 + i] = total[p][g][i];
+        for (int i = 0; i < 4; ++i) {
+          sums[(p * Groups + g) * kFragment + lane_index() / 4 * kOutput + lane_index() % 4 * 4 + i] = total[p][g][i];
+        }
       }
     }
     sync_warp();
@@ -63,7 +92,7 @@ struct WarpSums {
 
   // Of output 0 to 15 of a panel, and row 0 to 7 of a group.
   GPTX_DEVICE Sum at(int panel, int group, int output, int row) const {
-    return sums[(panel * Groups + group) * kFragment + (output % 8 * 4 + row / 2) * 4 + row % 2 + output / 8 * 2];
+    return sums[(panel * Groups + group) * kFragment + output % 8 * kOutput + row / 2 * 4 + row % 2 + output / 8 * 2];
   }
 
   GPTX_DEVICE RowScale scale_of(int row) const {

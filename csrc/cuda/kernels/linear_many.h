@@ -14,7 +14,7 @@ inline constexpr int kStageTiles = 2;
 template <class P, int Panels, int Groups>
 struct ManyLayout {
   static constexpr int kPanels = 4 * Panels, kGroups = 2 * Groups;  // of a block
-  using Tiles = Stage<P, kPanels, kGroups, kStageTiles, kManyThreads>;
+  using Tiles = Stages<P, kPanels, kGroups, kStageTiles, kManyThreads>;
   static constexpr size_t kSums = kManyThreads / kWarp * WarpSums<P, Panels, Groups>::kBytes;
   static constexpr size_t kBytes = kManyStages * Tiles::kBytes > kSums ? kManyStages * Tiles::kBytes : kSums;
 };
@@ -41,8 +41,9 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads, kManyBlocks<Panels>) linear_man
   const auto place_of = [&](int stage) {
     return shared + static_cast<size_t>(stage % kManyStages) * Layout::Tiles::kBytes;
   };
+  typename Layout::Tiles tiles(task, first_panel, first_group);
   const auto fetch = [&](int stage) {
-    if (stage < stages) Layout::Tiles::fetch(place_of(stage), task, first_panel, first_group, stage);
+    if (stage < stages) tiles.fetch(place_of(stage), stage, task.tiles);
     close_async_group();
   };
 

@@ -9,6 +9,7 @@ namespace gptx::cuda {
 // A block of `Warpgroups` warpgroups has 4 panels each, by `Units` units of 64 rows for all.
 template <class P, int Warpgroups, int Units>
 struct WarpgroupLayout {
+  static constexpr int kWarpgroups = Warpgroups, kUnits = Units;
   static constexpr int kThreads = Warpgroups * 4 * kWarp;
   static constexpr int kPanels = Warpgroups * 4, kGroups = Units * kGroupsOfUnit;
   static constexpr int kSteps = P::kLaneWords / 2;  // products of a tile
@@ -16,7 +17,7 @@ struct WarpgroupLayout {
   // Of these, two are being multiplied, and the others are on their way.
   static constexpr int kStages = 6;
   static constexpr int kAhead = kStages - 2;
-  using Tiles = Stage<P, kPanels, kGroups, kTiles, kThreads>;
+  using Tiles = Stages<P, kPanels, kGroups, kTiles, kThreads>;
   static constexpr size_t kSums = kPanels * WarpSums<P, 1, kGroups>::kBytes;
   static constexpr size_t kBytes = kStages * Tiles::kBytes > kSums ? kStages * Tiles::kBytes : kSums;
 };
@@ -45,8 +46,9 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
   const auto place_of = [&](int stage) {
     return shared + static_cast<size_t>(stage % Layout::kStages) * Layout::Tiles::kBytes;
   };
+  typename Layout::Tiles tiles(task, first_panel, first_group);
   const auto fetch = [&](int stage) {
-    if (stage < 2 * pairs) Layout::Tiles::fetch(place_of(stage), task, first_panel, first_group, stage);
+    if (stage < 2 * pairs) tiles.fetch(place_of(stage), stage, task.tiles);
     close_async_group();
   };
 
@@ -70,7 +72,6 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
     wait_async_groups<Layout::kAhead - 1>();
     publish_to_warpgroups();
     sync_block();
-    fetch(stage + Layout::kAhead);
     const auto* const weights = reinterpret_cast<const uint4*>(place_of(stage)) + lane_index();
     const std::byte* const operands = place_of(stage) + Layout::Tiles::kOperands;
 #pragma unroll
@@ -93,6 +94,7 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
       }
     }
     close_warpgroup_products();
+    fetch(stage + Layout::kAhead);
     wait_warpgroup_products<1>();
   };
 

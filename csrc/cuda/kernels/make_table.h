@@ -9,7 +9,8 @@
 
 namespace gptx::cuda {
 
-// Warps of a block of linear_few: as many as it has items, or so many that two blocks share a multiprocessor.
+// Warps of a block of linear_few: as many as it has items, but where a multiprocessor has several blocks, not more than
+// let two of them share it.
 inline constexpr int kFewWarps = 12;
 
 template <class P, int Groups>
@@ -20,8 +21,10 @@ LaunchShape few_shape(const Device& device, LinearTask& task) {
   const int most = max(1, 48 * 1024 / (chains * Groups * kTileBytes));
   task.panels_per_block = min(wanted, most);
   const int items = task.panels_per_block * chains;
-  return {.x = static_cast<size_t>(ceil_div(task.panels, task.panels_per_block)),
-          .threads = (items <= kFewWarps ? items : kSharingWarps) * kWarp,
+  const int blocks = ceil_div(task.panels, task.panels_per_block);
+  const int warps = blocks <= device.properties().multiprocessors && items <= kFewWarps ? kFewWarps : kSharingWarps;
+  return {.x = static_cast<size_t>(blocks),
+          .threads = min(items, warps) * kWarp,
           .shared_bytes = FewLayout<P, Groups>{task.rows, task.depth, task.tiles, task.panels_per_block,
                                                 items, task.norm.gain != nullptr}
                               .bytes()};
@@ -72,51 +75,51 @@ bool launch_many(Device& device, const LinearTask& task, bool always) {
   return true;
 }
 
-template <class P, int Warpgroups, int Units>
-void launch_warpgroup(Device& device, const LinearTask& task) {
-  using Layout = WarpgroupLayout<P, Warpgroups, Units>;
-  launch(device,
-         {.x = static_cast<size_t>(ceil_div(task.panels, Layout::kPanels)),
-          .y = static_cast<size_t>(ceil_div(task.rows, Layout::kGroups * kRows)),
-          .threads = Layout::kThreads,
-          .shared_bytes = Layout::kBytes},
-         linear_warpgroup<P, Warpgroups, Units>, task);
-}
-
-// The blocks that a multiprocessor has one after another, each as long as what it reads: beyond a few rows, that is the
-// bound.
-template <class P, int Warpgroups, int Units>
-int warpgroup_time(const Device& device, const LinearTask& task) {
-  using Layout = WarpgroupLayout<P, Warpgroups, Units>;
-  const int blocks = ceil_div(task.panels, Layout::kPanels) * ceil_div(task.rows, Layout::kGroups * kRows);
-  return ceil_div(blocks, device.properties().multiprocessors) * (Layout::kPanels * kPanel + Layout::kGroups * kRows);
-}
-
-template <class P>
-constexpr auto warpgroup_launcher() -> void (*)(Device&, const LinearTask&) {
-  if constexpr (!P::kWarpgroups) {
-    return nullptr;
-  } else {
-    return [](Device& device, const LinearTask& task) {
-      struct Variant {
-        int time;
-        void (*launch)(Device&, const LinearTask&);
-      };
-      Variant best{warpgroup_time<P, 2, 3>(device, task), launch_warpgroup<P, 2, 3>};
-      const auto consider = [&](const Variant& other) {
-        if (other.time < best.time) best = other;
-      };
-      consider({warpgroup_time<P, 2, 2>(device, task), launch_warpgroup<P, 2, 2>});
-      consider({warpgroup_time<P, 2, 1>(device, task), launch_warpgroup<P, 2, 1>});
-      consider({warpgroup_time<P, 1, 1>(device, task), launch_warpgroup<P, 1, 1>});
-      best.launch(device, task);
-    };
+// Calls f with the layout of tiles of a size, from the largest on.
+template <class P, class F>
+void with_warpgroup_size(int size, F f) {
+  switch (size) {
+    case 0: return f(WarpgroupLayout<P, 2, 3>());
+    case 1: return f(WarpgroupLayout<P, 2, 2>());
+    case 2: return f(WarpgroupLayout<P, 2, 1>());
+    case 3: return f(WarpgroupLayout<P, 1, 1>());
+    default: return;
   }
 }
 
 template <class P>
+void launch_warpgroup(Device& device, const LinearTask& task, int size) {
+  with_warpgroup_size<P>(size, [&](auto layout) {
+    launch(device,
+           {.x = static_cast<size_t>(ceil_div(task.panels, layout.kPanels)),
+            .y = static_cast<size_t>(ceil_div(task.rows, layout.kGroups * kRows)),
+            .threads = layout.kThreads,
+            .shared_bytes = layout.kBytes},
+           linear_warpgroup<P, layout.kWarpgroups, layout.kUnits>, task);
+  });
+}
+
+// The size with which it takes least: as long as the blocks that a multiprocessor has one after another, each as long as
+// what it reads, for beyond a few rows that is the bound.
+template <class P>
+int best_warpgroup_size(const Device& device, const LinearTask& task) {
+  int best = 0, least = 0;
+  for (int size = 0; size < kWarpgroupSizes; ++size) {
+    int time = 0;
+    with_warpgroup_size<P>(size, [&](auto layout) {
+      const int blocks = ceil_div(task.panels, layout.kPanels) * ceil_div(task.rows, layout.kGroups * kRows);
+      time = ceil_div(blocks, device.properties().multiprocessors) * (layout.kPanels * kPanel + layout.kGroups * kRows);
+    });
+    if (size > 0 && time >= least) continue;
+    best = size;
+    least = time;
+  }
+  return best;
+}
+
+template <class P>
 constexpr MatmulKernels make_matmul() {
-  return {
+  MatmulKernels table = {
       .inputs = P::kInputs,
       .operand_tile_bytes = kOperandTileBytes<P>,
       .scales_rows = P::kScaledRows,
@@ -145,8 +148,16 @@ constexpr MatmulKernels make_matmul() {
             if (launch_many<P, 1, 4>(device, task, false)) return;
             launch_many<P, 1, 2>(device, task, true);
           },
-      .linear_warpgroup = warpgroup_launcher<P>(),
+      .linear_warpgroup = nullptr,
+      .linear_warpgroup_sized = nullptr,
   };
+  if constexpr (P::kWarpgroups) {
+    table.linear_warpgroup_sized = launch_warpgroup<P>;
+    table.linear_warpgroup = [](Device& device, const LinearTask& task) {
+      launch_warpgroup<P>(device, task, best_warpgroup_size<P>(device, task));
+    };
+  }
+  return table;
 }
 
 inline constexpr int kManyQueryGroups = kBlock / kRows;
