@@ -104,115 +104,182 @@ struct WarpSums {
   GPTX_DEVICE void write() const {
     switch (task.out.kind) {
       case Output::kStore:
-      case Output::kAdd: return write_floats();
+      case Output::kAdd: return for_each_panel([&](int p) { write_floats(p); });
       case Output::kRound:
-        if constexpr (kOrder == Order::kCores && !P::kScaledRows) return write_cores();
-        return write_each();
-      case Output::kQkv: return write_each();
+        if constexpr (kOrder == Order::kCores && !P::kScaledRows) {
+          return for_each_panel([&](int p) { write_cores(p); });
+        } else {
+          return for_each_panel([&](int p) { write_pairs(p); });
+        }
+      case Output::kQkv: return write_qkv();
+    }
+  }
+
+  template <class F>
+  GPTX_DEVICE void for_each_panel(F f) const {
+#pragma unroll 1
+    for (int p = 0; p < Panels; ++p) {
+      if ((first_panel + p) * kPanel < task.out.columns) f(p);
     }
   }
 
   // 16 bytes of a row at a time. What lies behind the last column, up to a multiple of 32, belongs to nobody.
-  GPTX_DEVICE void write_floats() const {
+  GPTX_DEVICE void write_floats(int p) const {
     const int r = lane_index() / 4, output = lane_index() % 4 * 4;
+    const int n = (first_panel + p) * kPanel + output;
     const bool adds = task.out.kind == Output::kAdd;
-    constexpr int kTogether = 2;
-    static_assert(Groups % kTogether == 0 || Groups < kTogether);
+    Column column[4];
 #pragma unroll
-    for (int p = 0; p < Panels; ++p) {
-      const int n = (first_panel + p) * kPanel + output;
-      if (n >= task.out.columns) return;
-      Column column[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) column[i] = task.columns.at(n + i);
-      const auto place = [&](int g) {
-        return reinterpret_cast<Floats<4>*>(task.out.rows.row((first_group + g) * kRows + r) + n);
-      };
-      const auto exists = [&](int g) { return g < Groups && (first_group + g) * kRows + r < task.rows; };
+    for (int i = 0; i < 4; ++i) column[i] = task.columns.at(n + i);
+    const auto place = [&](int g) {
+      return reinterpret_cast<Floats<4>*>(task.out.rows.row((first_group + g) * kRows + r) + n);
+    };
+    const auto exists = [&](int g) { return (first_group + g) * kRows + r < task.rows; };
 #pragma unroll 1
-      for (int base = 0; base < Groups; base += kTogether) {
-        Floats<4> present[kTogether] = {};
+    for (int base = 0; base < Groups; base += 2) {
+      Floats<4> present[2] = {};
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if (adds && exists(base + i)) present[i] = *place(base + i);
-        }
+      for (int i = 0; i < 2; ++i) {
+        if (adds && exists(base + i)) present[i] = *place(base + i);
+      }
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          const int g = base + i;
-          if (!exists(g)) break;
-          const RowScale scale = scale_of((first_group + g) * kRows + r);
-          float value[4];
+      for (int i = 0; i < 2; ++i) {
+        if (!exists(base + i)) break;
+        const RowScale scale = scale_of((first_group + base + i) * kRows + r);
+        float value[4];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) value[e] = P::finish(at(p, g, output + e, r), scale, column[e]);
-          activate(task.out.activation, value);
+        for (int e = 0; e < 4; ++e) value[e] = P::finish(at(p, base + i, output + e, r), scale, column[e]);
+        activate(task.out.activation, value);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) value[e] = adds ? present[i].x[e] + value[e] : value[e];
-          *place(g) = {{value[0], value[1], value[2], value[3]}};
-        }
+        for (int e = 0; e < 4; ++e) value[e] = adds ? present[i].x[e] + value[e] : value[e];
+        *place(base + i) = {{value[0], value[1], value[2], value[3]}};
       }
     }
   }
 
   // 16 bytes of a core matrix at a time, 8 inputs of the next product; half of the lanes have the odd groups.
-  GPTX_DEVICE void write_cores() const {
+  GPTX_DEVICE void write_cores(int p) const {
     const int r = lane_index() % 8, half = lane_index() / 8 % 2;
     constexpr bool kWords = P::kInputs == 4;  // a line is two words, each in a core matrix of its own
     const auto output_of = [&](int i) { return kWords ? i / 2 * 4 + half * 2 + i % 2 : half * 8 + i; };
+    const int panel = first_panel + p;
+    Column column[8];
 #pragma unroll
-    for (int p = 0; p < Panels; ++p) {
-      const int panel = first_panel + p;
-      if (panel * kPanel >= task.out.columns) return;
-      Column column[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) column[i] = task.columns.at(panel * kPanel + output_of(i));
-      const int line = kWords ? panel * 4 : panel * 8 + half * 4;
+    for (int i = 0; i < 8; ++i) column[i] = task.columns.at(panel * kPanel + output_of(i));
+    const int line = kWords ? panel * 4 : panel * 8 + half * 4;
 #pragma unroll 1
-      for (int g = lane_index() / 16; g < Groups; g += 2) {
-        const int row = (first_group + g) * kRows + r;
-        if (row >= task.rows) break;
-        float value[8];
+    for (int g = lane_index() / 16; g < Groups; g += 2) {
+      const int row = (first_group + g) * kRows + r;
+      if (row >= task.rows) break;
+      float value[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) value[i] = P::finish(at(p, g, output_of(i), r), {}, column[i]);
-        activate(task.out.activation, value);
+      for (int i = 0; i < 8; ++i) value[i] = P::finish(at(p, g, output_of(i), r), {}, column[i]);
+      activate(task.out.activation, value);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          if (panel * kPanel + output_of(i) >= task.out.columns) value[i] = 0.0f;
-        }
-        const RoundedRows& out = task.out.rounded;
-        *reinterpret_cast<Operand<4>*>(out.operands +
-                                       core_offset(row, line, kWords ? half : 0, out.tiles, kLaneBytes<P>)) = {
-            {bf16_pair(value[0], value[1]), bf16_pair(value[2], value[3]), bf16_pair(value[4], value[5]),
-             bf16_pair(value[6], value[7])}};
+      for (int i = 0; i < 8; ++i) {
+        if (panel * kPanel + output_of(i) >= task.out.columns) value[i] = 0.0f;
       }
+      const RoundedRows& out = task.out.rounded;
+      *reinterpret_cast<Operand<4>*>(out.operands +
+                                     core_offset(row, line, kWords ? half : 0, out.tiles, kLaneBytes<P>)) = {
+          {bf16_pair(value[0], value[1]), bf16_pair(value[2], value[3]), bf16_pair(value[4], value[5]),
+           bf16_pair(value[6], value[7])}};
     }
   }
 
-  // A lane has one output of the warp's; with one panel, half of the lanes have the odd groups.
-  GPTX_DEVICE void write_each() const {
-    const int output = lane_index() % kPanel, panel = lane_index() / kPanel % Panels;
-    const int n = (first_panel + panel) * kPanel + output;
+  // Queries, and what a cache in int8 is made of, are rows of floats. Keys and values go to the cache in bfloat16 16
+  // positions at a time, where rows are a tile of it.
+  GPTX_DEVICE void write_qkv() const {
+    const CacheView& cache = task.out.cache;
+    // Each lane looks where the rows of one pair of groups go, so that the warp waits once.
+    static_assert(Groups / 2 <= kWarp);
+    RowPlace mine = {-1, 0};
+    const int row = (first_group + 2 * lane_index()) * kRows;
+    if (cache.layout.inputs == 2 && lane_index() < Groups / 2 && row + 2 * kRows <= task.rows) {
+      const RowPlace first = task.out.place_of(row), last = task.out.place_of(row + 2 * kRows - 1);
+      const bool tile = first.position % kPanel == 0 && last.block == first.block &&
+                        last.position == first.position + 2 * kRows - 1;
+      if (tile) mine = first;
+    }
+    for_each_panel([&](int p) {
+      const QkvColumn where = task.out.column_of((first_panel + p) * kPanel);
+      if (where.part == 0 || cache.layout.scaled) return write_floats(p);
+      if (where.part == 1) {
+        write_tiles<true>(p, where, mine);
+      } else {
+        write_tiles<false>(p, where, mine);
+      }
+#pragma unroll 1
+      for (int g = 0; g < Groups; g += 2) {
+        if (shuffle(mine.block, g / 2) < 0) write_pair(p, g);
+      }
+    });
+  }
+
+  // The tiles of the cache in a panel of keys, or of values; lane i knows where pair i of groups goes, if it is one.
+  template <bool kKeys>
+  GPTX_DEVICE void write_tiles(int p, const QkvColumn& where, const RowPlace& mine) const {
+    constexpr int kColumns = kKeys ? 4 : 2;  // outputs that a lane writes
+    const auto output_of = [](int i) {
+      return kKeys ? lane_index() % 4 * 2 + i % 2 + i / 2 * 8 : lane_index() / 4 + i * 8;
+    };
+    Column column[kColumns];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) column[i] = task.columns.at((first_panel + p) * kPanel + output_of(i));
+    const KvLayout& kv = task.out.cache.layout;
+#pragma unroll 1
+    for (int g = 0; g < Groups; g += 2) {
+      const RowPlace place = {shuffle(mine.block, g / 2), shuffle(mine.position, g / 2)};
+      if (place.block < 0) continue;
+      // 16 outputs of 16 positions, 16 bytes a lane: lines t, t, t + 4 and t + 4 of a fragment. The words of a key hold
+      // neighbouring numbers of a position, those of a value neighbouring positions of a number.
+      const auto word = [&](int i) {
+        float value[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int c = kKeys ? i / 2 * 2 + e : i % 2;
+          const int position = kKeys ? lane_index() / 4 + i % 2 * 8 : lane_index() % 4 * 2 + e + i / 2 * 8;
+          const RowScale scale = scale_of((first_group + g) * kRows + position);
+          const float x = P::finish(at(p, g + position / 8, output_of(c), position % 8), scale, column[c]);
+          value[e] = where.d + output_of(c) < kv.head_size ? finite_or_zero(x) : 0.0f;
+        }
+        return bf16_pair(value[0], value[1]);
+      };
+      const int tile = kKeys ? place.position / kPanel * kv.key_tiles() + where.d / kPanel
+                             : where.d / kPanel * kv.value_tiles() + place.position / kPanel;
+      std::byte* const to = task.out.cache.head(place.block, where.head) + (kKeys ? 0 : kv.value_begin()) +
+                            static_cast<size_t>(tile) * kTileBytes;
+      reinterpret_cast<Operand<4>*>(to)[lane_index()] = {{word(0), word(1), word(2), word(3)}};
+    }
+  }
+
+  GPTX_DEVICE void write_pairs(int p) const {
+#pragma unroll 1
+    for (int g = 0; g < Groups; g += 2) write_pair(p, g);
+  }
+
+  // Two groups one by one: a lane has one output of one of them.
+  GPTX_DEVICE void write_pair(int p, int pair) const {
+    const int output = lane_index() % kPanel, g = pair + lane_index() / kPanel;
+    const int n = (first_panel + p) * kPanel + output;
     if (n >= task.out.columns) return;
     const Column column = task.columns.at(n);
     const QkvColumn where = task.out.column_of(n);
-    constexpr int kLanesOfRows = kWarp / (Panels * kPanel);
-#pragma unroll 1
-    for (int g = lane_index() / (Panels * kPanel); g < Groups; g += kLanesOfRows) {
-      const int first_row = (first_group + g) * kRows;
-      RowPlace places[kRows];
-      float value[kRows] = {};
+    const int first_row = (first_group + g) * kRows;
+    RowPlace places[kRows];
+    float value[kRows] = {};
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int row = first_row + r;
-        if (row >= task.rows) break;
-        places[r] = task.out.place_of(row);
-        value[r] = P::finish(at(panel, g, output, r), scale_of(row), column);
-      }
-      activate(task.out.activation, value);
+    for (int r = 0; r < kRows; ++r) {
+      const int row = first_row + r;
+      if (row >= task.rows) break;
+      places[r] = task.out.place_of(row);
+      value[r] = P::finish(at(p, g, output, r), scale_of(row), column);
+    }
+    activate(task.out.activation, value);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (first_row + r >= task.rows) break;
-        task.out.write(first_row + r, n, where, value[r], 0.0f, places[r]);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      if (first_row + r >= task.rows) break;
+      task.out.write(first_row + r, n, where, value[r], 0.0f, places[r]);
     }
   }
 };
