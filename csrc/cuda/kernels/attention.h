@@ -268,14 +268,12 @@ struct Attention {
     if (warp_index() < kv.head_width / kPanel) load(values, block + kv.value_begin(), warp_index(), kv.value_tiles());
   }
 
+  GPTX_DEVICE ValueColumn column(int d) const {
+    const int n = head * kv.head_size + d;
+    return task.rounded.operands == nullptr ? task.out.column(n) : task.rounded.column(n);
+  }
   GPTX_DEVICE void write(int r, int d, float out, float l) const {
-    if (d >= kv.head_size) return;
-    const int row = query.out_row + r, n = head * kv.head_size + d;
-    if (task.rounded.operands == nullptr) {
-      task.out.row(row)[n] = out / l;
-    } else {
-      task.rounded.store(row, n, out / l);
-    }
+    if (d < kv.head_size) column(d).store(query.out_row + r, divide(out, l));
   }
 };
 
@@ -329,10 +327,16 @@ GPTX_KERNEL void __launch_bounds__(kAttentionThreads, 2) attend_many(AttentionTa
     block = next;
   }
   if constexpr (kInRegisters) {
-    if (warp_index() >= width / kPanel) return;
-    attention.for_each_element(warp_index(), [&](int r, int d, int i) {
-      if (r < attention.query.rows) attention.write(r, d, own[i], l[r]);
-    });
+    // A lane has two numbers of its rows.
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int number = warp_index() * kPanel + lane_index() / 4 + half * 8;
+      if (number >= attention.kv.head_size) return;
+      const ValueColumn column = attention.column(number);
+      attention.for_each_element(warp_index(), [&](int r, int d, int i) {
+        if (d == number && r < attention.query.rows) column.store(attention.query.out_row + r, divide(own[i], l[r]));
+      });
+    }
   } else {
     sync_block();
     for (int i = thread_index(); i < attention.query.rows * width; i += kAttentionThreads) {

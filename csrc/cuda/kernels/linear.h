@@ -105,7 +105,7 @@ struct Output {
     float* const p = rows.row(row) + n;
     switch (kind) {
       case kStore: *p = value; return;
-      case kRound: rounded.store(row, n, value); return;
+      case kRound: rounded.column(n).store(row, value); return;
       case kAdd: *p = present + value; return;
       case kQkv: write_qkv(p, column, value, place); return;
     }

@@ -114,6 +114,22 @@ GPTX_DEVICE void load_line(float (&value)[P::kInputs], const float* x, int line,
 // Who multiplies an operand decides how it lies.
 enum class Order { kFragments, kCores };
 
+// One value of every row, as a float or in bfloat16.
+struct ValueColumn {
+  std::byte* first;  // of row 0
+  size_t to_next_row, to_next_group;  // of 8 rows
+  bool is_float;
+
+  GPTX_DEVICE void store(int row, float value) const {
+    std::byte* const p = first + static_cast<size_t>(row / kRows) * to_next_group + static_cast<size_t>(row % kRows) * to_next_row;
+    if (is_float) {
+      *reinterpret_cast<float*>(p) = value;
+    } else {
+      *reinterpret_cast<uint16_t*>(p) = static_cast<uint16_t>(bf16_pair(value, 0.0f));
+    }
+  }
+};
+
 // Rows that only another product reads, as its operands.
 struct RoundedRows {
   std::byte* operands = nullptr;  // [groups of 8 rows, tiles]; null: the rows are floats
@@ -121,17 +137,15 @@ struct RoundedRows {
   int inputs = 0;  // of a word of weights
   Order order = Order::kFragments;
 
-  // Value k of a row.
-  GPTX_DEVICE void store(int row, int k, float value) const {
+  GPTX_DEVICE ValueColumn column(int k) const {
     const int line = line_of(k, inputs), word = (k & (inputs - 1)) / 2, lane_bytes = inputs == 4 ? 16 : 8;
-    std::byte* const p = operands + (order == Order::kCores
-                                         ? core_offset(row, line, word, tiles, lane_bytes)
-                                         : operand_offset(row, line, tiles, lane_bytes) + static_cast<size_t>(word * 4));
-    if (inputs == 1) {
-      *reinterpret_cast<float*>(p) = value;
-    } else {
-      reinterpret_cast<uint16_t*>(p)[k % 2] = static_cast<uint16_t>(bf16_pair(value, 0.0f));
-    }
+    const bool cores = order == Order::kCores;
+    const auto offset = [&](int row) {
+      return cores ? core_offset(row, line, word, tiles, lane_bytes)
+                   : operand_offset(row, line, tiles, lane_bytes) + static_cast<size_t>(word * 4);
+    };
+    const size_t half = inputs == 1 ? 0 : static_cast<size_t>(k % 2 * 2);
+    return {operands + offset(0) + half, offset(1) - offset(0), offset(kRows) - offset(0), inputs == 1};
   }
 };
 
@@ -184,6 +198,10 @@ struct RowsView {
   int stride;
   uint64_t* maxima = nullptr;  // [rows, blocks of threads], where the largest values of what is stored are asked for
   constexpr float* row(int i) const { return data + static_cast<size_t>(i) * static_cast<size_t>(stride); }
+  GPTX_DEVICE ValueColumn column(int k) const {
+    const size_t bytes = static_cast<size_t>(stride) * sizeof(float);
+    return {reinterpret_cast<std::byte*>(data + k), bytes, kRows * bytes, true};
+  }
 };
 
 // Operands of many rows: a warp for each.
