@@ -17,10 +17,10 @@ class Stages {
       : panels_(reinterpret_cast<const std::byte*>(task.weights), first_panel, task.panels, task.tiles),
         groups_(task.operands, first_group, ceil_div(task.rows, kRows), task.tiles) {}
 
-  // Asks for the next stage, which is number `stage`. Tiles behind the last one are zeros; panels and groups behind the
+  // Ask for the next stage, which is number `stage`. Tiles behind the last one are zeros; panels and groups behind the
   // last ones are left as they are, and so are the sums that nobody writes.
-  GPTX_DEVICE void fetch(std::byte* to, int stage, int tiles) {
-    panels_.fetch(to, tiles - stage * Tiles);
+  GPTX_DEVICE void fetch_panels(std::byte* to, int stage, int tiles) { panels_.fetch(to, tiles - stage * Tiles); }
+  GPTX_DEVICE void fetch_groups(std::byte* to, int stage, int tiles) {
     groups_.fetch(to + kOperands, tiles - stage * Tiles);
   }
 

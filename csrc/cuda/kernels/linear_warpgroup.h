@@ -40,17 +40,23 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
   // Stages come in pairs, each with registers of its own for weights; what does not exist is zero.
   const int pairs = ceil_div(task.tiles, 2 * kTiles);
   constexpr int kChainPairs = P::kChainTiles / (2 * kTiles);
-  wait_for_previous_kernel();
-  if constexpr (!kHasWarpgroups) return;  // nobody launches it
+  if constexpr (!kHasWarpgroups) return wait_for_previous_kernel();  // nobody launches it
 
   const auto place_of = [&](int stage) {
     return shared + static_cast<size_t>(stage % Layout::kStages) * Layout::Tiles::kBytes;
   };
   typename Layout::Tiles tiles(task, first_panel, first_group);
-  const auto fetch = [&](int stage) {
-    if (stage < 2 * pairs) tiles.fetch(place_of(stage), stage, task.tiles);
+  const auto fetch_panels = [&](int stage) {
+    if (stage < 2 * pairs) tiles.fetch_panels(place_of(stage), stage, task.tiles);
+  };
+  const auto fetch_groups = [&](int stage) {
+    if (stage < 2 * pairs) tiles.fetch_groups(place_of(stage), stage, task.tiles);
     close_async_group();
   };
+  // Weights do not depend on the kernel in front: the first ones are on their way while it ends.
+  for (int stage = 0; stage < Layout::kAhead; ++stage) fetch_panels(stage);
+  wait_for_previous_kernel();
+  for (int stage = 0; stage < Layout::kAhead; ++stage) fetch_groups(stage);
 
   Sum total[1][Layout::kGroups][4] = {};
   Sum c[Units][kGroupsOfUnit][4];
@@ -94,11 +100,11 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
       }
     }
     close_warpgroup_products();
-    fetch(stage + Layout::kAhead);
+    fetch_panels(stage + Layout::kAhead);
+    fetch_groups(stage + Layout::kAhead);
     wait_warpgroup_products<1>();
   };
 
-  for (int stage = 0; stage < Layout::kAhead; ++stage) fetch(stage);
   for (int first = 0; first < pairs; first += kChainPairs) {
     const int end = min(first + kChainPairs, pairs);
     for (int pair = first; pair < end; ++pair) {
