@@ -96,6 +96,7 @@ def check(
             for problem in problems
         )
     failures += _not_the_same_alone(config, engine, batch, steps)
+    failures += _not_the_same_in_many_rows(config, engine)
     return found | {"failures": failures}
 
 
@@ -145,3 +146,19 @@ def _not_the_same_alone(
     for i in (0, 1, batch // 2 - 1, batch - 1):
         if driving.generate(engine, [prompts[i]], steps)[0] != together[i]:
             yield f"sequence {i} among {batch} is not what it is alone"
+
+
+def _not_the_same_in_many_rows(config: GPTConfig, engine: _core.Engine) -> Iterator[str]:
+    """Whole prompts are computed together; logits of every position, a few rows at a time."""
+    prompts = driving.random_prompts(config, [config.block_size - 1 - n for n in range(3)], seed=3)
+    held = [
+        engine.submit(ids, sampling=driving.GREEDY, max_new_tokens=1, held=True) for ids in prompts
+    ]
+    waiting = set(held)
+    while waiting:
+        waiting -= {request for request, *_ in engine.advance(sorted(waiting))}
+    for ids, request in zip(prompts, held, strict=True):
+        together = engine.held_logits(request)[-1]
+        engine.release(request)
+        if not np.array_equal(together, engine.logits(ids)[-1]):
+            yield f"{len(ids)} rows at once do not give the bits of a few at a time"

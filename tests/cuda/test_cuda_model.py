@@ -116,6 +116,15 @@ def test_a_prefix_has_the_logits_it_has_within_the_whole(config, engine, mode):
 
 
 @EVERY_MODE
+def test_many_rows_have_the_states_of_few(config, engine, mode):
+    """Logits are computed for 64 rows at a time, states for all."""
+    ids = random_ids(config, 300)
+    whole = engine.states(ids)
+    for n in (1, 8, 9, 33, 64, 65, 130):
+        assert np.array_equal(engine.states(ids[:n]), whole[:, :n])
+
+
+@EVERY_MODE
 def test_decoding_continues_the_logits_of_the_whole(config, engine, mode):
     """Greedy tokens found one by one are the arg-max of one prefill over all of them."""
     prompt = random_ids(config, 55)
@@ -186,7 +195,7 @@ def test_warpgroups_multiply_to_the_bits_of_warps(library, dtype, monkeypatch):
     for wanted in ("0", "1"):
         monkeypatch.setenv("GPTX_CUDA_WGMMA", wanted)
         engine = on_cuda(library, config, random_tensors(config), **mode)
-        by[engine.isa.split()[1]] = [engine.logits(ids[:n]) for n in (65, 72, 150)]
+        by[engine.isa.split()[1]] = [engine.states(ids[:n]) for n in (65, 72, 150)]
     if "wgmma" not in by:
         assert "emulated" not in library
         pytest.skip(f"{engine.isa}: no warpgroups, or they add up otherwise")
