@@ -129,7 +129,10 @@ class Run:
             self._test()
             self._sanitize("memcheck")
         for task in self._tasks():
-            self._part(task)
+            if task["part"] == "micro" and build.nvcc() is None:
+                self._note(task, "skipped", detail="there is no nvcc")
+            else:
+                self._part(task)
         if measured:
             self._part({"part": "yardsticks"})  # again: a card that is hot is slower
         if "test" in parts:

@@ -65,13 +65,24 @@ def commands(folder: Path, capability: int) -> Iterator[list[str]]:
     yield ["cmake", "--build", str(folder), *parallel, "--target", "_core", "gptx_cuda"]
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler, where cmake/cuda.cmake looks for it too."""
+    folders = [os.environ.get(name, "") for name in ("CUDA_PATH", "CUDA_HOME")] + [
+        "/usr/local/cuda"
+    ]
+    places = [os.environ.get("PATH", ""), *(f"{folder}/bin" for folder in folders if folder)]
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(places))
+
+
 def compile_micro(program: Path, capability: int) -> None:
-    """Makes micro.cu a program. Raises RuntimeError with what nvcc said."""
+    """Makes micro.cu a program. Raises RuntimeError with what the compiler said."""
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("there is no nvcc")
     options = ("-std=c++20", "-O3", f"-arch=sm_{capability}", "-Werror=all-warnings")
     source = str(Path(__file__).with_name("micro.cu"))
-    done = subprocess.run(
-        ["nvcc", *options, "-o", str(program), source], capture_output=True, text=True
-    )
+    command = [compiler, *options, f"-I{ROOT / 'csrc'}", "-o", str(program), source]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stdout + done.stderr)
 

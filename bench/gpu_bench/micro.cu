@@ -1,6 +1,6 @@
 // What a step of few rows is made of, measured alone: how long a GPU takes from one kernel to the next, how fast the
 // matrices of a layer come from memory when each is a kernel, and both for one kernel that stays and waits at barriers
-// instead. A persistent decode step pays only where the second is clearly faster. Prints lines of JSON.
+// instead, with one phase read ahead. A step in one kernel pays only where that is clearly faster. Prints lines of JSON.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -10,37 +10,41 @@
 #include <functional>
 #include <vector>
 
+#include "cuda/kernels/vocabulary.h"
+
 namespace {
 
-constexpr int kLoads = 16;             // of 16 bytes, on their way at once in each thread
-constexpr int kBlockThreads = 96;      // three chains of 256 inputs in bfloat16: a panel of 768
-constexpr int kStayingThreads = 512;
-constexpr int kPhases = 128;           // kernels of a graph, or phases of the kernel that stays
+using namespace gptx::cuda;
+
+constexpr int kLoads = 16;           // of 16 bytes, on their way at once in each thread
+constexpr int kBlockWarps = 3;       // three chains of 256 inputs in bfloat16: a panel of 768
+constexpr int kStayingWarps = 16;    // that read; one more waits at the barriers
+constexpr int kPhases = 128;         // kernels of a graph, or phases of the kernel that stays
 constexpr int kRepeats = 20;
-constexpr size_t kBuffer = size_t{2} << 30;  // far beyond the caches
+constexpr size_t kBuffer = size_t{2} << 30;
 
 void check(cudaError_t status) {
   if (status == cudaSuccess) return;
-  std::fprintf(stderr, "%s\n", cudaGetErrorString(status));
+  std::fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(status));
   std::exit(1);
 }
 
-__device__ uint4 load_streamed(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
 __device__ uint32_t mix(uint32_t sum, const uint4& v) { return sum ^ v.x ^ v.y ^ v.z ^ v.w; }
 
-__device__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
+// Asks for 16 bytes `Loads` times, `once`: out of a loop ptxas does not move loads to where their values are used.
+template <int Loads>
+__device__ void ask(uint4 (&v)[Loads], const uint4* p, size_t stride, int once) {
+#pragma unroll 1
+  for (int round = 0; round < once; ++round) {
+#pragma unroll
+    for (int i = 0; i < Loads; ++i) v[i] = load_streamed(p + (round + i) * stride);
+  }
 }
-__device__ void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+template <int Loads>
+__device__ uint32_t mix_all(uint32_t sum, const uint4 (&v)[Loads]) {
+#pragma unroll
+  for (int i = 0; i < Loads; ++i) sum = mix(sum, v[i]);
+  return sum;
 }
 
 __global__ void nothing() {
@@ -48,92 +52,93 @@ __global__ void nothing() {
   wait_for_previous_kernel();
 }
 
-// Reads 16 times 16 bytes a thread, before it waits for the kernel in front.
-__global__ void read_matrix(const uint4* from, uint32_t* out) {
+// A part of a matrix for each block, asked for before it waits for the kernel in front.
+__global__ void read_matrix(const uint4* from, int once, uint32_t* out) {
   let_next_kernel_start();
-  const uint4* const p = from + size_t{blockIdx.x} * kBlockThreads * kLoads + threadIdx.x;
-  uint4 v[kLoads];
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) v[i] = load_streamed(p + i * kBlockThreads);
+  uint4 v[kLoads] = {};
+  const size_t threads = blockDim.x;
+  ask(v, from + blockIdx.x * threads * kLoads + threadIdx.x, threads, once);
   wait_for_previous_kernel();
-  uint32_t sum = 0;
-#pragma unroll
-  for (int i = 0; i < kLoads; ++i) sum = mix(sum, v[i]);
+  const uint32_t sum = mix_all(0, v);
   if (sum == 0x9e3779b9u) *out = sum;
 }
 
-// Everything once.
 __global__ void read_all(const uint4* from, size_t n, uint32_t* out) {
   uint32_t sum = 0;
   const size_t stride = size_t{gridDim.x} * blockDim.x;
   size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   for (; i + 7 * stride < n; i += 8 * stride) {
     uint4 v[8];
-#pragma unroll
-    for (int k = 0; k < 8; ++k) v[k] = load_streamed(from + i + k * stride);
-#pragma unroll
-    for (int k = 0; k < 8; ++k) sum = mix(sum, v[k]);
+    ask(v, from + i, stride, 1);
+    sum = mix_all(sum, v);
   }
+  for (; i < n; i += stride) sum = mix(sum, load_streamed(from + i));
   if (sum == 0x9e3779b9u) *out = sum;
 }
 
-// Every block arrives and waits for all; the counter only grows.
+// Every block arrives and waits for all; the counter only grows. A warp that reads nothing does so.
 __device__ void pass_barrier(uint32_t* counter, uint32_t target) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
+  sync_block();
+  if (thread_index() == kStayingWarps * kWarp) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
     uint32_t arrived;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
     } while (arrived < target);
   }
-  __syncthreads();
+  sync_block();
 }
 
 // Phases with a barrier behind each; the loads of a phase are on their way before the barrier in front of it.
 template <int Loads>
-__global__ void __launch_bounds__(kStayingThreads, 1) stay(const uint4* from, size_t n, uint32_t* counter, uint32_t* out) {
-  const size_t stride = size_t{gridDim.x} * kStayingThreads;
-  const size_t mine = size_t{blockIdx.x} * kStayingThreads + threadIdx.x;
+__global__ void __launch_bounds__((kStayingWarps + 1) * kWarp, 1)
+    stay(const uint4* from, int once, uint32_t* counter, uint32_t* out) {
+  const size_t stride = size_t{gridDim.x} * kStayingWarps * kWarp;
+  const uint4* p = from + size_t{blockIdx.x} * kStayingWarps * kWarp + threadIdx.x;
   uint32_t sum = 0;
-  uint4 v[Loads == 0 ? 1 : Loads];
-  const auto ask = [&](int phase) {
-    const size_t begin = size_t{static_cast<unsigned>(phase)} * Loads * stride % (n - Loads * stride);
-#pragma unroll
-    for (int k = 0; k < Loads; ++k) v[k] = load_streamed(from + begin + k * stride + mine);
+  uint4 v[Loads == 0 ? 1 : Loads] = {};
+  const auto next = [&] {
+    if constexpr (Loads > 0) ask(v, p, stride, warp_index() < kStayingWarps ? once : 0);
+    p += Loads * stride;
   };
-  ask(0);
-  for (int phase = 0; phase < kPhases; ++phase) {
-#pragma unroll
-    for (int k = 0; k < Loads; ++k) sum = mix(sum, v[k]);
-    ask(phase + 1);
-    pass_barrier(counter, gridDim.x * static_cast<unsigned>(phase + 1));
+  next();
+  for (unsigned phase = 1; phase <= kPhases; ++phase) {
+    sum = mix_all(sum, v);
+    next();
+    pass_barrier(counter, gridDim.x * phase);
   }
   if (sum == 0x9e3779b9u) *out = sum;
 }
 
 struct Bench {
   cudaStream_t stream;
+  cudaEvent_t begin, end;
   int multiprocessors = 0;
   uint4* buffer = nullptr;
   uint32_t* counter = nullptr;  // a barrier, and behind it what nobody reads
 
   Bench() {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    check(cudaEventCreate(&begin));
+    check(cudaEventCreate(&end));
     check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
     check(cudaMalloc(&buffer, kBuffer));
     check(cudaMemset(buffer, 1, kBuffer));
     check(cudaMalloc(&counter, 512));
   }
 
-  // Median seconds of some work in the queue.
+  void read_buffer() {
+    read_all<<<static_cast<unsigned>(4 * multiprocessors), 512, 0, stream>>>(buffer, kBuffer / 16, counter + 64);
+    check(cudaGetLastError());
+  }
+
+  // Median seconds of some work in the queue. The buffer is read before, so that the caches hold other parts of it, and so
+  // that the work is in the queue by the time that it begins.
   double time(const std::function<void()>& work) {
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin));
-    check(cudaEventCreate(&end));
     std::vector<double> seconds;
     for (int repeat = 0; repeat < kRepeats + 3; ++repeat) {
       check(cudaMemsetAsync(counter, 0, 512, stream));
+      read_buffer();
       check(cudaEventRecord(begin, stream));
       work();
       check(cudaEventRecord(end, stream));
@@ -160,7 +165,7 @@ struct Bench {
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < kPhases; ++i) {
       config.numAttrs = overlap && i > 0 ? 1 : 0;
-      launch(config, i);
+      launch(config, static_cast<size_t>(i));
     }
     check(cudaStreamEndCapture(stream, &graph));
     check(cudaGraphInstantiate(&executable, graph, 0));
@@ -170,41 +175,42 @@ struct Bench {
     return seconds / kPhases;
   }
 
-  static void print(const char* what, double seconds, double bytes) {
-    std::printf("{\"what\": \"%s\", \"microseconds\": %.3f, \"bytes\": %.0f}\n", what, seconds * 1e6, bytes);
+  static void print(const char* what, double seconds, size_t bytes) {
+    std::printf("{\"what\": \"%s\", \"microseconds\": %.3f, \"bytes\": %zu}\n", what, seconds * 1e6, bytes);
+    std::fflush(stdout);
   }
 
+  // With as many bytes for a kernel as for a phase of the one that stays, to whole blocks.
   template <int Loads>
   void phases() {
-    // As many bytes as the kernel that stays reads in a phase, to whole blocks.
-    const size_t bytes = size_t{Loads} * 16 * kStayingThreads * static_cast<size_t>(multiprocessors);
-    const size_t block = size_t{kBlockThreads} * kLoads * 16;
-    const auto blocks = static_cast<unsigned>(std::max<size_t>(1, (bytes + block / 2) / block));
-    const size_t places = kBuffer / (blocks * block);
+    const size_t bytes = size_t{Loads} * 16 * kStayingWarps * kWarp * static_cast<size_t>(multiprocessors);
+    const size_t block = size_t{kBlockWarps} * kWarp * kLoads * 16;
+    const size_t blocks = (bytes + block / 2) / block;
+    if ((kPhases + 1) * std::max(bytes, blocks * block) > kBuffer) return;
     for (const bool overlap : {false, true}) {
       const double seconds = time_graph(
-          [&](cudaLaunchConfig_t& config, int i) {
-            config.gridDim = dim3(Loads == 0 ? static_cast<unsigned>(multiprocessors) : blocks);
-            config.blockDim = dim3(kBlockThreads);
+          [&](cudaLaunchConfig_t& config, size_t i) {
+            config.blockDim = dim3(kBlockWarps * kWarp);
+            config.gridDim = dim3(static_cast<unsigned>(Loads == 0 ? static_cast<size_t>(multiprocessors) : blocks));
             if (Loads == 0) {
               check(cudaLaunchKernelEx(&config, nothing));
             } else {
-              const uint4* const from = buffer + static_cast<size_t>(i) % places * (blocks * block / 16);
-              check(cudaLaunchKernelEx(&config, read_matrix, from, counter + 64));
+              const uint4* const from = buffer + i * (blocks * block / 16);
+              check(cudaLaunchKernelEx(&config, read_matrix, from, 1, counter + 64));
             }
           },
           overlap);
-      print(overlap ? "kernel, overlapping" : "kernel", seconds, static_cast<double>(Loads == 0 ? 0 : blocks * block));
+      print(overlap ? "kernel, overlapping" : "kernel", seconds, blocks * block);
     }
-    size_t n = kBuffer / 16;
     const uint4* from = buffer;
+    int once = 1;
     uint32_t* out = counter + 64;
-    void* arguments[] = {&from, &n, &counter, &out};
+    void* arguments[] = {&from, &once, &counter, &out};
     const double seconds = time([&] {
-      check(cudaLaunchCooperativeKernel(stay<Loads>, dim3(static_cast<unsigned>(multiprocessors)), dim3(kStayingThreads),
-                                        arguments, 0, stream));
+      check(cudaLaunchCooperativeKernel(stay<Loads>, dim3(static_cast<unsigned>(multiprocessors)),
+                                        dim3((kStayingWarps + 1) * kWarp), arguments, 0, stream));
     });
-    print("phase of one kernel", seconds / kPhases, static_cast<double>(bytes));
+    print("phase of one kernel", seconds / kPhases, bytes);
   }
 };
 
@@ -212,12 +218,7 @@ struct Bench {
 
 int main() {
   Bench bench;
-  const double seconds = bench.time([&] {
-    read_all<<<static_cast<unsigned>(4 * bench.multiprocessors), 512, 0, bench.stream>>>(bench.buffer, kBuffer / 16,
-                                                                                        bench.counter + 64);
-    check(cudaGetLastError());
-  });
-  Bench::print("reading", seconds, static_cast<double>(kBuffer));
+  Bench::print("reading", bench.time([&] { bench.read_buffer(); }), kBuffer);
   bench.phases<0>();
   bench.phases<1>();
   bench.phases<2>();

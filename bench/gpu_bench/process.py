@@ -153,10 +153,11 @@ def micro(task: Task) -> Records:
     program = Path(task["weights"]).parent / "micro"
     program.parent.mkdir(parents=True, exist_ok=True)
     build.compile_micro(program, driver.compute_capability())
-    done = subprocess.run([program], capture_output=True, text=True)
-    yield from map(json.loads, done.stdout.splitlines())
-    if done.returncode != 0:
-        raise SystemExit(done.stderr)
+    with subprocess.Popen([program], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        yield from map(json.loads, running.stdout)
+    if running.returncode != 0:
+        raise SystemExit(f"{program} ended with {running.returncode}")
 
 
 def decode(task: Task) -> Records:

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-#define GPTX_CUDA_ABI 4
+#define GPTX_CUDA_ABI 5
 
 typedef enum {
   GPTX_CUDA_OK = 0,
@@ -127,8 +127,8 @@ typedef struct {
   /* Runs a step and chooses tokens [length, n_samples]; -1 where a logit is not finite. */
   gptx_cuda_status (*run)(gptx_cuda_model* model, const gptx_cuda_step* step, int32_t* tokens,
                           gptx_cuda_error* error);
-  /* Logits [n, V] of rows of those that wanted them in the last step, in memory of the host that is the caller's to change
-     until the next call; where a token was chosen from them, they may be changed already. */
+  /* Logits [n, V] of at most logit_rows rows of those that wanted them in the last step, in memory of the host that is
+     the caller's to change until the next call; where a token was chosen from them, they may be changed already. */
   gptx_cuda_status (*logits)(gptx_cuda_model* model, const uint64_t* rows, uint64_t n, float** out,
                              gptx_cuda_error* error);
   /* The hidden state [C] of row `row` of those that were kept: the residual stream after the final norm. */

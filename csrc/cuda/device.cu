@@ -63,7 +63,7 @@ struct Device::State {
           "giving a kernel more shared memory");
     // All alike: a multiprocessor is empty before it shares out its memory in another way.
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
-          "giving a kernel more shared memory");
+          "sharing out its memory");
     const bool overlap = properties.capability >= kOverlap && attributes.ptxVersion >= kOverlap;
     return overlaps[kernel] = overlap;
   }

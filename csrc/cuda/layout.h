@@ -60,7 +60,8 @@ constexpr size_t core_offset(int row, int line, int word, int tiles, int lane_by
   const size_t tile = static_cast<size_t>(row / kRows) * static_cast<size_t>(tiles) +
                       static_cast<size_t>(line / kTileLines);
   const int core = line % kTileLines / 4 * (lane_bytes / 8) + word;
-  return tile * 32 * static_cast<size_t>(lane_bytes) + static_cast<size_t>(core * kCoreBytes + row % kRows * 16 + line % 4 * 4);
+  return tile * 32 * static_cast<size_t>(lane_bytes) +
+         static_cast<size_t>(core * kCoreBytes + row % kRows * 16 + line % 4 * 4);
 }
 
 // One head of one KV block: K is a matrix [64 positions, D], V one of [Dp, 64 positions], and in int8 a scale for each

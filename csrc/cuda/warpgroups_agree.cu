@@ -15,8 +15,8 @@
 namespace gptx::cuda {
 namespace {
 
-constexpr int kPanels = 8, kSampleRows = 72;  // two units of rows, the second of a single group
-constexpr int kInputs = 384;                  // two chains, the second one cut off
+constexpr int kPanels = 8, kSampleRows = 136;  // three units of rows, the last of a single group
+constexpr int kInputs = 384;                   // less three tiles: two chains, the second one cut off
 
 struct Sizes {
   explicit Sizes(const MatmulKernels& kernels)

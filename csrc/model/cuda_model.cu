@@ -141,6 +141,7 @@ struct gptx_cuda_model {
 
   float* logits(std::span<const uint64_t> rows) {
     const size_t v = config_.vocab_size;
+    if (rows.size() > logit_rows_) throw std::invalid_argument("more rows of logits than a step has");
     if (host_logits_ == nullptr) {
       host_logits_ = static_cast<float*>(device_.allocate_host(logit_rows_ * v * sizeof(float)));
     }

@@ -108,7 +108,7 @@ class CudaRunner final : public Runner {
     check_process();
     const Batch& batch = step.batch;
     n_logits_ = batch.n_logits;
-    here_.clear();
+    fetched_ = 0;
     parts_.clear();
     size_t row = 0, kept = 0;
     for (size_t s = 0; s < batch.blocks.size(); ++s) {
@@ -163,14 +163,16 @@ class CudaRunner final : public Runner {
   // Who asks for one row after another gets ever more of them in a call.
   std::span<const float> logits(size_t i) override {
     check_process();
-    if (i < first_row_ || i >= first_row_ + here_.size()) {
-      const size_t n = here_.empty() || i != first_row_ + here_.size() ? 1 : 2 * here_.size();
-      here_.resize(std::min(n, n_logits_ - i));
-      std::iota(here_.begin(), here_.end(), i);
-      first_row_ = i;
-      call(api_.logits, model_, here_.data(), here_.size(), &rows_);
+    if (i < first_fetched_ || i >= first_fetched_ + fetched_) {
+      const bool next = fetched_ > 0 && i == first_fetched_ + fetched_;
+      std::vector<uint64_t> wanted(std::min(next ? 2 * fetched_ : 1, n_logits_ - i));
+      std::iota(wanted.begin(), wanted.end(), i);
+      fetched_ = 0;
+      call(api_.logits, model_, wanted.data(), wanted.size(), &rows_);
+      first_fetched_ = i;
+      fetched_ = wanted.size();
     }
-    return {rows_ + (i - first_row_) * vocab_size_, vocab_size_};
+    return {rows_ + (i - first_fetched_) * vocab_size_, vocab_size_};
   }
 
   void hidden(size_t i, std::span<float> out) override {
@@ -277,8 +279,7 @@ class CudaRunner final : public Runner {
   std::vector<size_t> for_device_, for_host_;  // which samples of the step are whose
   size_t n_logits_ = 0;                        // rows of the last step that have logits
   float* rows_ = nullptr;                      // of the library: those that were asked for last [rows, V]
-  std::vector<uint64_t> here_;                 // by `logits`: first_row_ and so on
-  size_t first_row_ = 0;
+  size_t first_fetched_ = 0, fetched_ = 0;     // of these, by `logits`
   cpu::Sampler chooser_;
 
   static constexpr size_t kNowhere = ~size_t{0};

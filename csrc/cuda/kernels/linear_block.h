@@ -17,8 +17,8 @@ class Stages {
       : panels_(reinterpret_cast<const std::byte*>(task.weights), first_panel, task.panels, task.tiles),
         groups_(task.operands, first_group, ceil_div(task.rows, kRows), task.tiles) {}
 
-  // Ask for the next stage, which is number `stage`. Tiles behind the last one are zeros; panels and groups behind the
-  // last ones are left as they are, and so are the sums that nobody writes.
+  // Ask for the next stage, which is number `stage`. Tiles behind the last one are zeros. Panels and groups behind the
+  // last ones are not copied: what memory holds there only reaches sums that nobody writes.
   GPTX_DEVICE void fetch_panels(std::byte* to, int stage, int tiles) { panels_.fetch(to, tiles - stage * Tiles); }
   GPTX_DEVICE void fetch_groups(std::byte* to, int stage, int tiles) {
     groups_.fetch(to + kOperands, tiles - stage * Tiles);
@@ -59,6 +59,43 @@ class Stages {
   Part<Groups, static_cast<int>(kOperandTileBytes<P>)> groups_;
 };
 
+// Stages in turn, each in one of `Count` places in shared memory, asked for `Ahead` stages before they are used.
+template <class Tiles, int Count, int Ahead>
+class StageRing {
+ public:
+  GPTX_DEVICE StageRing(const LinearTask& task, std::byte* shared, int first_panel, int first_group, int stages)
+      : tiles_(task, first_panel, first_group), shared_(shared), depth_(task.tiles), stages_(stages) {}
+
+  GPTX_DEVICE std::byte* place(int stage) const {
+    return shared_ + static_cast<size_t>(stage % Count) * Tiles::kBytes;
+  }
+
+  // Weights do not depend on the kernel in front: the first ones are on their way while it ends.
+  GPTX_DEVICE void begin() {
+    for (int stage = 0; stage < Ahead; ++stage) fetch_panels(stage);
+    wait_for_previous_kernel();
+    for (int stage = 0; stage < Ahead; ++stage) fetch_groups(stage);
+  }
+  // Asks for the stage behind those that are on their way.
+  GPTX_DEVICE void go_on(int stage) {
+    fetch_panels(stage + Ahead);
+    fetch_groups(stage + Ahead);
+  }
+
+ private:
+  GPTX_DEVICE void fetch_panels(int stage) {
+    if (stage < stages_) tiles_.fetch_panels(place(stage), stage, depth_);
+  }
+  GPTX_DEVICE void fetch_groups(int stage) {
+    if (stage < stages_) tiles_.fetch_groups(place(stage), stage, depth_);
+    close_async_group();
+  }
+
+  Tiles tiles_;
+  std::byte* shared_;
+  int depth_, stages_;
+};
+
 // The sums of a warp, of `Panels` panels from `first_panel` on by `Groups` groups from `first_group` on, in its part of
 // shared memory, so that the lanes can share out the outputs as suits the place where they go.
 template <class P, int Panels, int Groups>
@@ -67,6 +104,7 @@ struct WarpSums {
   // The lanes of an output are 20 words from those of the next, so that rows and outputs spread over the banks.
   static constexpr int kOutput = 20, kFragment = 8 * kOutput + 16;
   static constexpr size_t kBytes = sizeof(Sum) * Panels * Groups * kFragment;
+  static_assert(Groups % 2 == 0);  // groups are written in pairs
 
   const LinearTask& task;
   Sum* sums;
@@ -135,15 +173,16 @@ struct WarpSums {
       return reinterpret_cast<Floats<4>*>(task.out.rows.row((first_group + g) * kRows + r) + n);
     };
     const auto exists = [&](int g) { return (first_group + g) * kRows + r < task.rows; };
+    constexpr int kTogether = Groups % 4 == 0 ? 4 : 2;
 #pragma unroll 1
-    for (int base = 0; base < Groups; base += 2) {
-      Floats<4> present[2] = {};
+    for (int base = 0; base < Groups; base += kTogether) {
+      Floats<4> present[kTogether] = {};
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kTogether; ++i) {
         if (adds && exists(base + i)) present[i] = *place(base + i);
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kTogether; ++i) {
         if (!exists(base + i)) break;
         const RowScale scale = scale_of((first_group + base + i) * kRows + r);
         float value[4];
@@ -188,7 +227,7 @@ struct WarpSums {
   }
 
   // Queries, and what a cache in int8 is made of, are rows of floats. Keys and values go to the cache in bfloat16 16
-  // positions at a time, where rows are a tile of it.
+  // positions at a time where rows are a tile of it, as those of a prompt at the beginning of a step.
   GPTX_DEVICE void write_qkv() const {
     const CacheView& cache = task.out.cache;
     // Each lane looks where the rows of one pair of groups go, so that the warp waits once.

@@ -42,8 +42,8 @@ GPTX_DEVICE void make_own_operands(const LinearTask& task, const FewLayout<P, 1>
   }
   auto* const statistics = reinterpret_cast<RowStatistics*>(shared + layout.statistics_begin());
   const auto write = [&](const float* row, const RowStatistics& s, int r) {
-    write_operand<P, Order::kFragments>(shared + layout.operands_begin(), row, norm, s, r, task.depth, task.tiles, thread_index(),
-                     thread_count());
+    write_operand<P, Order::kFragments>(shared + layout.operands_begin(), row, norm, s, r, task.depth, task.tiles,
+                                        thread_index(), thread_count());
   };
   if (layout.near()) {
     const RowsView near{reinterpret_cast<float*>(shared), layout.stride()};
@@ -90,7 +90,8 @@ GPTX_KERNEL void __launch_bounds__(kSharingThreads, 1) linear_few(LinearTask tas
   auto* const places = reinterpret_cast<RowPlace*>(shared + layout.places_begin());
   auto* const columns = reinterpret_cast<Column*>(shared + layout.columns_begin());
 
-  // Weights, norms and biases do not depend on the kernel in front: they are on their way while it ends.
+  // Weights, norms and biases do not depend on the kernel in front: they are on their way while it ends. (Their branch
+  // keeps ptxas from moving the loads behind the wait, to where they are used.)
   uint4 weights[P::kChainTiles];
   const auto load_chain = [&](int item) {
     const int tile = item % chains * P::kChainTiles;

@@ -36,22 +36,8 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads, kManyBlocks<Panels>) linear_man
   const int warp_panel = warp_index() / 2 * Panels;
   const int warp_group = warp_index() % 2 * Groups;
   const int stages = ceil_div(task.tiles, kStageTiles);
-
-  const auto place_of = [&](int stage) {
-    return shared + static_cast<size_t>(stage % kManyStages) * Layout::Tiles::kBytes;
-  };
-  typename Layout::Tiles tiles(task, first_panel, first_group);
-  const auto fetch_panels = [&](int stage) {
-    if (stage < stages) tiles.fetch_panels(place_of(stage), stage, task.tiles);
-  };
-  const auto fetch_groups = [&](int stage) {
-    if (stage < stages) tiles.fetch_groups(place_of(stage), stage, task.tiles);
-    close_async_group();
-  };
-  // Weights do not depend on the kernel in front: the first ones are on their way while it ends.
-  for (int stage = 0; stage < kManyStages - 1; ++stage) fetch_panels(stage);
-  wait_for_previous_kernel();
-  for (int stage = 0; stage < kManyStages - 1; ++stage) fetch_groups(stage);
+  StageRing<typename Layout::Tiles, kManyStages, kManyStages - 1> ring(task, shared, first_panel, first_group, stages);
+  ring.begin();
 
   Sum total[Panels][Groups][4] = {};
   Sum c[Panels][Groups][4] = {};
@@ -72,10 +58,9 @@ GPTX_KERNEL void __launch_bounds__(kManyThreads, kManyBlocks<Panels>) linear_man
   for (int stage = 0; stage < stages; ++stage) {
     wait_async_groups<kManyStages - 2>();
     sync_block();
-    fetch_panels(stage + kManyStages - 1);
-    fetch_groups(stage + kManyStages - 1);
-    const auto* const weights = reinterpret_cast<const uint4*>(place_of(stage)) + lane_index();
-    const auto* const operands = reinterpret_cast<const O*>(place_of(stage) + Layout::Tiles::kOperands) + lane_index();
+    ring.go_on(stage);
+    const auto* const weights = reinterpret_cast<const uint4*>(ring.place(stage)) + lane_index();
+    const auto* const operands = reinterpret_cast<const O*>(ring.place(stage) + Layout::Tiles::kOperands) + lane_index();
 #pragma unroll
     for (int tile = 0; tile < kStageTiles; ++tile) {
       uint4 w[Panels];

@@ -37,26 +37,14 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
   std::byte* const shared = shared_memory();
   const int first_panel = block_x() * Layout::kPanels;
   const int first_group = block_y() * Layout::kGroups;
-  // Stages come in pairs, each with registers of its own for weights; what does not exist is zero.
+  // Stages come in pairs, each with registers of its own for weights.
   const int pairs = ceil_div(task.tiles, 2 * kTiles);
   constexpr int kChainPairs = P::kChainTiles / (2 * kTiles);
   if constexpr (!kHasWarpgroups) return wait_for_previous_kernel();  // nobody launches it
 
-  const auto place_of = [&](int stage) {
-    return shared + static_cast<size_t>(stage % Layout::kStages) * Layout::Tiles::kBytes;
-  };
-  typename Layout::Tiles tiles(task, first_panel, first_group);
-  const auto fetch_panels = [&](int stage) {
-    if (stage < 2 * pairs) tiles.fetch_panels(place_of(stage), stage, task.tiles);
-  };
-  const auto fetch_groups = [&](int stage) {
-    if (stage < 2 * pairs) tiles.fetch_groups(place_of(stage), stage, task.tiles);
-    close_async_group();
-  };
-  // Weights do not depend on the kernel in front: the first ones are on their way while it ends.
-  for (int stage = 0; stage < Layout::kAhead; ++stage) fetch_panels(stage);
-  wait_for_previous_kernel();
-  for (int stage = 0; stage < Layout::kAhead; ++stage) fetch_groups(stage);
+  StageRing<typename Layout::Tiles, Layout::kStages, Layout::kAhead> ring(task, shared, first_panel, first_group,
+                                                                          2 * pairs);
+  ring.begin();
 
   Sum total[1][Layout::kGroups][4] = {};
   Sum c[Units][kGroupsOfUnit][4];
@@ -78,8 +66,8 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
     wait_async_groups<Layout::kAhead - 1>();
     publish_to_warpgroups();
     sync_block();
-    const auto* const weights = reinterpret_cast<const uint4*>(place_of(stage)) + lane_index();
-    const std::byte* const operands = place_of(stage) + Layout::Tiles::kOperands;
+    const auto* const weights = reinterpret_cast<const uint4*>(ring.place(stage)) + lane_index();
+    const std::byte* const operands = ring.place(stage) + Layout::Tiles::kOperands;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       P::expand(fragments[tile], weights[(warp_index() * kTiles + tile) * kWarp]);
@@ -100,8 +88,7 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
       }
     }
     close_warpgroup_products();
-    fetch_panels(stage + Layout::kAhead);
-    fetch_groups(stage + Layout::kAhead);
+    ring.go_on(stage);
     wait_warpgroup_products<1>();
   };
 

@@ -75,7 +75,7 @@ bool launch_many(Device& device, const LinearTask& task, bool always) {
   return true;
 }
 
-// Calls f with the layout of tiles of a size, from the largest on.
+// Calls f with the layout of tiles of a size, from the largest on: one of kWarpgroupSizes.
 template <class P, class F>
 void with_warpgroup_size(int size, F f) {
   switch (size) {
@@ -127,7 +127,8 @@ constexpr MatmulKernels make_matmul() {
           [](Device& device, Order order, std::byte* operands, RowScale* scales, const RowsView& in, const Norm& norm,
              int rows, int columns, int tiles) {
             const LaunchShape shape{.x = static_cast<size_t>(ceil_div(rows, kRows)), .threads = kRows * kWarp};
-            const auto kernel = order == Order::kCores ? make_operands<P, Order::kCores> : make_operands<P, Order::kFragments>;
+            const auto kernel =
+                order == Order::kCores ? make_operands<P, Order::kCores> : make_operands<P, Order::kFragments>;
             launch(device, shape, kernel, operands, scales, in, norm, rows, columns, tiles);
           },
       .makes_operands =

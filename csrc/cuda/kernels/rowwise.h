@@ -121,7 +121,8 @@ struct ValueColumn {
   bool is_float;
 
   GPTX_DEVICE void store(int row, float value) const {
-    std::byte* const p = first + static_cast<size_t>(row / kRows) * to_next_group + static_cast<size_t>(row % kRows) * to_next_row;
+    std::byte* const p = first + static_cast<size_t>(row / kRows) * to_next_group +
+                         static_cast<size_t>(row % kRows) * to_next_row;
     if (is_float) {
       *reinterpret_cast<float*>(p) = value;
     } else {
