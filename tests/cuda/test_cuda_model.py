@@ -203,6 +203,22 @@ def test_warpgroups_multiply_to_the_bits_of_warps(library, dtype, monkeypatch):
         assert np.array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", "int8"])
+def test_sums_that_are_cut_off_as_on_hopper_keep_every_promise(
+    emulated_library, config, tensors, monkeypatch, mode
+):
+    """Tensor cores do not round to nearest: the same errors are allowed, and the same bits."""
+    monkeypatch.setenv("GPTX_EMULATED_TRUNCATES", "1")
+    engine = on_cuda(emulated_library, config, tensors, **MODES[mode])
+    assert engine.isa == ("sm_90 mma" if mode == "float32" else "sm_90 wgmma")
+    ids = random_ids(config, 150)
+    exact = oracle.forward(config, rounded(config, tensors, mode), ids)
+    assert relative_error(engine.logits(ids), exact) < TOLERANCES[mode]
+    whole = engine.states(ids)
+    for n in (1, 9, 65):
+        assert np.array_equal(engine.states(ids[:n]), whole[:, :n])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "multiplier"),
     [

@@ -94,6 +94,8 @@ struct MmaOut {
   Sum c[4];
 };
 
+using Words = uint32_t[8];  // of a row of a, or of a column of b
+
 // The fragments as PTX lays them out: word (row, k) of a belongs to lane 4 (row % 8) + k % 4.
 template <class Sum, class Dot>
 void mma(const void* operation, Sum (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Dot dot) {
@@ -106,25 +108,68 @@ void mma(const void* operation, Sum (&c)[4], const uint32_t (&a)[4], const uint3
       for (int column = 0; column < 8; ++column) {
         const int owner = row % 8 * 4 + column / 2;
         const int slot = row / 8 * 2 + column % 2;
-        Sum sum = in[owner].c[slot];
+        Words x, y;
         for (int k = 0; k < 8; ++k) {
-          sum = dot(sum, in[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2], in[column * 4 + k % 4].b[k / 4]);
+          x[k] = in[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2];
+          y[k] = in[column * 4 + k % 4].b[k / 4];
         }
-        outs[owner].c[slot] = sum;
+        outs[owner].c[slot] = dot(in[owner].c[slot], x, y);
       }
     }
   });
   std::memcpy(c, out.c, sizeof c);
 }
 
-// The products of a word of a and a word of b, added to a sum.
-inline float dot_bf16(float sum, uint32_t x, uint32_t y) {
-  sum += as_float(x << 16) * as_float(y << 16);
-  return sum + as_float(x & 0xffff0000u) * as_float(y & 0xffff0000u);
+// Adds products to a sum as Hopper's tensor cores do (Xie et al., 2025, arXiv 2511.10909): all of an instruction at once, as
+// numbers with 25 bits behind the point of the largest one, cut off, and the sum cut off to a float.
+template <int N>
+float add_truncated(float sum, const float (&x)[N], const float (&y)[N]) {
+  constexpr int kBits = 25;
+  int top = sum == 0.0f ? -200 : std::ilogb(sum);
+  for (int i = 0; i < N; ++i) {
+    if (x[i] != 0.0f && y[i] != 0.0f) top = max(top, std::ilogb(x[i]) + std::ilogb(y[i]));
+  }
+  const auto cut = [&](double value) { return static_cast<int64_t>(std::ldexp(value, kBits - top)); };
+  int64_t fixed = cut(double{sum});
+  for (int i = 0; i < N; ++i) fixed += cut(double{x[i]} * double{y[i]});
+  const double exact = std::ldexp(static_cast<double>(fixed), top - kBits);
+  const auto nearest = static_cast<float>(exact);
+  return std::fabs(double{nearest}) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
 }
-inline int32_t dot_int8(int32_t sum, uint32_t x, uint32_t y) {
-  for (int shift = 0; shift < 32; shift += 8) {
-    sum += static_cast<int8_t>(x >> shift) * static_cast<uint8_t>(y >> shift);
+
+// One by one, unless GPTX_EMULATED_TRUNCATES is set.
+template <int N>
+float add_products(float sum, const float (&x)[N], const float (&y)[N]) {
+  bool finite = std::isfinite(sum);
+  for (int i = 0; i < N; ++i) finite = finite && std::isfinite(x[i]) && std::isfinite(y[i]);
+  if (finite && std::getenv("GPTX_EMULATED_TRUNCATES") != nullptr) return add_truncated(sum, x, y);
+  for (int i = 0; i < N; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+inline float dot_bf16(float sum, const Words& x, const Words& y) {
+  float a[16], b[16];
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = as_float(x[i] << 16);
+    b[2 * i] = as_float(y[i] << 16);
+    a[2 * i + 1] = as_float(x[i] & 0xffff0000u);
+    b[2 * i + 1] = as_float(y[i] & 0xffff0000u);
+  }
+  return add_products(sum, a, b);
+}
+inline float dot_tf32(float sum, const Words& x, const Words& y) {
+  float a[8], b[8];
+  for (int i = 0; i < 8; ++i) {
+    a[i] = as_float(x[i] & 0xffffe000u);
+    b[i] = as_float(y[i] & 0xffffe000u);
+  }
+  return add_products(sum, a, b);
+}
+inline int32_t dot_int8(int32_t sum, const Words& x, const Words& y) {
+  for (int i = 0; i < 8; ++i) {
+    for (int shift = 0; shift < 32; shift += 8) {
+      sum += static_cast<int8_t>(x[i] >> shift) * static_cast<uint8_t>(y[i] >> shift);
+    }
   }
   return sum;
 }
@@ -135,9 +180,7 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static const char operation = 0;
-  mma(&operation, c, a, b, [](float sum, uint32_t x, uint32_t y) {
-    return sum + as_float(x & 0xffffe000u) * as_float(y & 0xffffe000u);
-  });
+  mma(&operation, c, a, b, dot_tf32);
 }
 inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   static const char operation = 0;
@@ -187,17 +230,16 @@ void wgmma(const void* operation, Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a
         const int lane = output / 16 * kWarp + output % 8 * 4;
         auto* const sums = static_cast<Sum(*)[4]>(p.c[lane + row % 8 / 2]);
         Sum& out = sums[row / 8][output % 16 / 8 * 2 + row % 2];
-        Sum sum = p.adds ? out : Sum{0};
+        Words x, y;
         for (int i = 0; i < 8; ++i) {
           const int k = backwards ? 7 - i : i;
-          uint32_t word;
-          std::memcpy(&word,
+          x[i] = p.a[lane + k % 4][output % 16 / 8 + k / 4 * 2];
+          std::memcpy(&y[i],
                       begin + static_cast<size_t>(row / 8) * to_next_rows +
                           static_cast<size_t>(k / 4) * to_next_inputs + row % 8 * 16 + k % 4 * 4,
                       4);
-          sum = dot(sum, p.a[lane + k % 4][output % 16 / 8 + k / 4 * 2], word);
         }
-        out = sum;
+        out = dot(p.adds ? out : Sum{0}, x, y);
       }
     }
   };
