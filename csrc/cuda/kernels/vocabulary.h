@@ -125,7 +125,6 @@ GPTX_DEVICE void wait_warpgroup_products() {
 // Keeps the compiler from moving uses of a sum across the asynchronous products.
 GPTX_DEVICE void pin(float& x) { asm volatile("" : "+f"(x)::"memory"); }
 GPTX_DEVICE void pin(int32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
-GPTX_DEVICE void pin(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
 
 // c += a b, or c = a b where it does not add: a is 16 x 8 words of each warp in fragments as above, b 8 words x 64 rows
 // in shared memory, c 8 fragments.
