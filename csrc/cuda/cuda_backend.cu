@@ -141,8 +141,8 @@ void CudaBackend::run(const Rows& in, const Norm& norm, const Linear& linear, si
     throw DeviceError("rows of " + std::to_string(task.depth) + " inputs are too wide for this device");
   }
   const bool by_warpgroups = warpgroups_ && task.rows > kFewRows;
-  const Order order = made ? rounded.order : (by_warpgroups ? Order::kCores : Order::kFragments);
   if (!made && !alone) {
+    const Order order = by_warpgroups ? Order::kCores : Order::kFragments;
     matmul_.make_operands(device_, order, operands_, scales_, in, norm, task.rows, task.depth, task.tiles);
   }
   if (!alone) {

@@ -322,11 +322,10 @@ def test_what_a_step_is_made_of_compiles(tmp_path):
 
 @pytest.mark.gpu
 def test_what_a_step_is_made_of_is_measured(tmp_path, gpu_library):
-    from gpu_bench import driver, process
+    from gpu_bench import process
 
     if build.nvcc() is None:
         pytest.skip("needs nvcc")
-    assert driver.compute_capability() >= 80
     found = [*process.micro({"weights": str(tmp_path / "weights")})]
     assert {record["what"] for record in found} > {"reading", "kernel", "phase of one kernel"}
     assert all(record["microseconds"] > 0 for record in found)

@@ -56,15 +56,6 @@ struct RowPlace {
 // What is cached of a number that is not finite: hidden positions are multiplied by zero.
 GPTX_DEVICE float finite_or_zero(float x) { return is_finite(x) ? x : 0.0f; }
 
-GPTX_DEVICE void store_cached(std::byte* p, int inputs, float x) {
-  x = finite_or_zero(x);
-  if (inputs == 1) {
-    *reinterpret_cast<float*>(p) = x;
-  } else {
-    *reinterpret_cast<uint16_t*>(p) = static_cast<uint16_t>(bf16_pair(x, 0.0f));
-  }
-}
-
 // What output n of c_attn is: number d of a head's query, key or value.
 struct QkvColumn {
   int head, part, d;
@@ -113,8 +104,10 @@ struct Output {
 
   GPTX_DEVICE void write_qkv(float* p, const QkvColumn& column, float value, const RowPlace& place) const {
     const auto [head, part, d] = column;
-    if (part == 0 || cache.layout.scaled) *p = value;
-    if (part == 0 || cache.layout.scaled) return;
+    if (part == 0 || cache.layout.scaled) {
+      *p = value;
+      return;
+    }
     const int inputs = cache.layout.inputs;
     std::byte* const base = cache.head(place.block, head);
     // Behind the end of a head a query is zero, but 0 * NaN is NaN: a key is written up to the end of its last tile.
@@ -122,13 +115,10 @@ struct Output {
       if (part == 2 || d >= cache.layout.key_tiles() * kTileLines * inputs) return;
       value = 0.0f;
     }
-    if (part == 1) {
-      store_cached(base + weight_offset(place.position, d, cache.layout.key_tiles(), inputs), inputs, value);
-    } else {
-      store_cached(base + cache.layout.value_begin() +
-                       weight_offset(d, place.position, cache.layout.value_tiles(), inputs),
-                   inputs, value);
-    }
+    const size_t offset = part == 1 ? weight_offset(place.position, d, cache.layout.key_tiles(), inputs)
+                                    : cache.layout.value_begin() +
+                                          weight_offset(d, place.position, cache.layout.value_tiles(), inputs);
+    store_value(base + offset, inputs == 1, finite_or_zero(value));
   }
 };
 

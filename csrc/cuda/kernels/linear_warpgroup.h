@@ -49,16 +49,6 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
   Sum total[1][Layout::kGroups][4] = {};
   Sum c[Units][kGroupsOfUnit][4];
   uint32_t a[2][kTiles][kSteps][4];
-  const auto pin_sums = [&] {
-#pragma unroll
-    for (int u = 0; u < Units; ++u) {
-#pragma unroll
-      for (int g = 0; g < kGroupsOfUnit; ++g) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) pin(c[u][g][i]);
-      }
-    }
-  };
 
   // The products of a stage are put into the queue of the tensor cores behind those of the stage before, for which it
   // waits then. So, behind the next barrier, all warpgroups are done with the stage before that one.
@@ -99,13 +89,15 @@ GPTX_KERNEL void __launch_bounds__(Warpgroups * 4 * kWarp, kWarpgroupBlocks<Warp
       multiply(2 * pair + 1, a[1], false);
     }
     wait_warpgroup_products<0>();
-    pin_sums();
 #pragma unroll
     for (int u = 0; u < Units; ++u) {
 #pragma unroll
       for (int g = 0; g < kGroupsOfUnit; ++g) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) total[0][u * kGroupsOfUnit + g][i] += c[u][g][i];
+        for (int i = 0; i < 4; ++i) {
+          pin(c[u][g][i]);
+          total[0][u * kGroupsOfUnit + g][i] += c[u][g][i];
+        }
       }
     }
   }

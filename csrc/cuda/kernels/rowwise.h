@@ -114,6 +114,14 @@ GPTX_DEVICE void load_line(float (&value)[P::kInputs], const float* x, int line,
 // Who multiplies an operand decides how it lies.
 enum class Order { kFragments, kCores };
 
+GPTX_DEVICE void store_value(std::byte* p, bool is_float, float value) {
+  if (is_float) {
+    *reinterpret_cast<float*>(p) = value;
+  } else {
+    *reinterpret_cast<uint16_t*>(p) = static_cast<uint16_t>(bf16_pair(value, 0.0f));
+  }
+}
+
 // One value of every row, as a float or in bfloat16.
 struct ValueColumn {
   std::byte* first;  // of row 0
@@ -123,11 +131,7 @@ struct ValueColumn {
   GPTX_DEVICE void store(int row, float value) const {
     std::byte* const p = first + static_cast<size_t>(row / kRows) * to_next_group +
                          static_cast<size_t>(row % kRows) * to_next_row;
-    if (is_float) {
-      *reinterpret_cast<float*>(p) = value;
-    } else {
-      *reinterpret_cast<uint16_t*>(p) = static_cast<uint16_t>(bf16_pair(value, 0.0f));
-    }
+    store_value(p, is_float, value);
   }
 };
 

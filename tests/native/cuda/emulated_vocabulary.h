@@ -213,16 +213,10 @@ void pin(T&) {}
 
 template <class Sum, class Dot>
 void wgmma(const void* operation, Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds, Dot dot) {
-  emulator::Product mine;
-  mine.operation = operation;
-  mine.b = b;
-  mine.adds = adds;
-  mine.c[0] = c;
-  mine.a[0] = a;
   const std::byte* const shared = shared_memory();
   // Whether wgmma adds up in another order than mma.sync.
   const bool backwards = std::getenv("GPTX_EMULATED_BACKWARDS") != nullptr;
-  mine.multiply = [shared, dot, backwards](const emulator::Product& p) {
+  const auto multiply = [shared, dot, backwards](const emulator::Product& p) {
     const std::byte* const begin = shared + (p.b & 0x3fffu) * 16;
     const size_t to_next_inputs = (p.b >> 16 & 0x3fffu) * 16, to_next_rows = (p.b >> 32 & 0x3fffu) * 16;
     for (int output = 0; output < 64; ++output) {
@@ -243,7 +237,7 @@ void wgmma(const void* operation, Sum (&c)[kGroupsOfUnit][4], const uint32_t (&a
       }
     }
   };
-  emulator::ask_for_product(std::move(mine));
+  emulator::ask_for_product(operation, c, a, b, adds, multiply);
 }
 
 inline void wgmma_bf16(float (&c)[kGroupsOfUnit][4], const uint32_t (&a)[4], uint64_t b, bool adds) {

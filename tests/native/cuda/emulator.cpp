@@ -113,19 +113,22 @@ void sync_block() {
   }
 }
 
-void ask_for_product(Product mine) {
+void ask_for_product(const void* operation, void* c, const uint32_t* a, uint64_t b, bool adds,
+                     std::function<void(const Product&)> multiply) {
   Fiber& me = *running;
   Warpgroup& group = my_warpgroup();
   if (!me.published) throw std::logic_error("a product of what was not published to warpgroups");
   if (!me.products_begun) throw std::logic_error("a product that was not begun");
-  if (me.products == group.products.size()) group.products.push_back(mine);
+  if (me.products == group.products.size()) {
+    group.products.push_back({.operation = operation, .b = b, .adds = adds, .multiply = std::move(multiply)});
+  }
   Product& product = group.products[me.products++];
-  if (product.operation != mine.operation || product.b != mine.b || product.adds != mine.adds) {
+  if (product.operation != operation || product.b != b || product.adds != adds) {
     throw std::logic_error("the threads of a warpgroup ask for different products");
   }
   const int lane = me.thread % (4 * kLanes);
-  product.c[lane] = mine.c[0];
-  product.a[lane] = mine.a[0];
+  product.c[lane] = c;
+  product.a[lane] = a;
   if (++product.asked < 4 * kLanes) return;
   if (random_number() % 2 == 0) multiply_until(group, me.products);
   for (Fiber* f : std::exchange(group.waiting, {})) make_ready(f);

@@ -66,7 +66,7 @@ struct Product {
   int asked = 0;
   void* c[4 * kLanes] = {};
   const uint32_t* a[4 * kLanes] = {};
-  std::function<void(const Product&)> multiply;
+  std::function<void(const Product&)> multiply = {};
 };
 
 struct Warpgroup {
@@ -125,8 +125,10 @@ uint64_t random_number();
 
 void sync_block();
 void wait_for_previous_kernel();
-// Asks for a product as one thread of a warpgroup; waits for all but the last `pending` groups of them.
-void ask_for_product(Product mine);
+// Asks for a product as one thread of a warpgroup, whose part of it is in c and a; waits for all but the last `pending`
+// groups of them.
+void ask_for_product(const void* operation, void* c, const uint32_t* a, uint64_t b, bool adds,
+                     std::function<void(const Product&)> multiply);
 void wait_for_products(size_t pending);
 
 // A value from each lane in, one for each lane out, computed by whoever comes last.
